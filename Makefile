@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# make                     userspace, optimized, into build/
+# make modules KDIR=DIR    the kernel module for the kernel whose build tree is DIR
+# make unit [SAN=1]        build and run the unit tests (SAN=1: ASan and UBSan, in build/san)
+# make install DESTDIR= PREFIX=
+# make clean
+
+VERSION := 0.1.0
+KDIR    ?= /lib/modules/$(shell uname -r)/build
+PREFIX  ?= /usr/local
+O       ?= build$(if $(SAN),/san)
+Q       := $(if $(V),,@)
+PKG_CONFIG ?= pkg-config
+
+CC       ?= gcc
+PKGS     := libzmq libczmq libcrypto libzstd libprotobuf-c libnbd sqlite3 jansson \
+            libsystemd liburing devmapper
+CFLAGS   ?= -O2 -g
+WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
+            -Wno-unused-parameter -Wno-sign-compare $(if $(WERROR),-Werror)
+SANFLAGS := $(if $(SAN),-fsanitize=address,undefined -fno-sanitize-recover=undefined \
+            -fno-omit-frame-pointer)
+CPPFLAGS += -D_GNU_SOURCE -DVMDEDUP_VERSION='"$(VERSION)"' -Iuserspace -Iinclude/uapi -Ikernel \
+            -I$(O)/gen $(shell $(PKG_CONFIG) --cflags $(PKGS))
+LDLIBS   := $(shell $(PKG_CONFIG) --libs $(PKGS)) -llmdb -linih -lpthread -lm
+
+# A library for each folder of userspace/, in the order in which they may know one another:
+# each may include only what stands to its right.
+LAYERS := agent meta data lib cache blockio net proto base
+BINS   := vmdedup vmdedup-agent vmdedup-meta vmdedup-data
+
+lib_srcs = $(filter-out %/main.c,$(wildcard userspace/$1/*.c))
+objs     = $(patsubst %.c,$(O)/obj/%.o,$1)
+
+# The on-disk codec is compiled once for the kernel and once for the offline cache tools.
+KERNEL_SHARED := $(wildcard kernel/codec.c)
+
+PROTO_C := $(O)/gen/proto/vmdedup.pb-c.c
+LIBS    := $(foreach l,$(LAYERS),$(O)/lib/libvmdedup-$l.a)
+
+all: $(BINS:%=$(O)/bin/%)
+
+$(O)/gen/proto/vmdedup.pb-c.c $(O)/gen/proto/vmdedup.pb-c.h &: userspace/proto/vmdedup.proto
+	@mkdir -p $(O)/gen/proto
+	$(Q)protoc-c --proto_path=userspace/proto --c_out=$(O)/gen/proto $<
+
+# --- compile ---------------------------------------------------------------------------------
+$(O)/obj/%.o: %.c | $(O)/gen/proto/vmdedup.pb-c.h
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  CC      $<")
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -std=gnu11 $(WARN) $(SANFLAGS) -MMD -MP -c -o $@ $<
+
+$(O)/obj/gen/%.o: $(O)/gen/%.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(SANFLAGS) -c -o $@ $<
+
+define layer_rule
+$(O)/lib/libvmdedup-$1.a: $(call objs,$(call lib_srcs,$1)) $2
+	@mkdir -p $$(@D)
+	@rm -f $$@
+	$$(Q)$$(AR) rcs $$@ $$^
+endef
+$(foreach l,$(filter-out proto cache,$(LAYERS)),$(eval $(call layer_rule,$l,)))
+$(eval $(call layer_rule,proto,$(O)/obj/gen/proto/vmdedup.pb-c.o))
+$(eval $(call layer_rule,cache,$(call objs,$(KERNEL_SHARED))))
+
+main_of = $(if $(filter vmdedup,$1),$(wildcard userspace/cli/*.c),userspace/$(patsubst vmdedup-%,%,$1)/main.c)
+define bin_rule
+$(O)/bin/$1: $(call objs,$(call main_of,$1)) $(LIBS)
+	@mkdir -p $$(@D)
+	@$$(if $$(Q),echo "  LD      $$@")
+	$$(Q)$$(CC) $$(CFLAGS) $$(SANFLAGS) -o $$@ $$^ $$(LDLIBS)
+endef
+$(foreach b,$(BINS),$(eval $(call bin_rule,$b)))
+
+# --- tests -----------------------------------------------------------------------------------
+UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/tests/unit/%,$(wildcard tests/unit/*_test.c))
+TEST_HELPERS := $(call objs,$(filter-out %_test.c,$(wildcard tests/unit/*.c)))
+
+$(O)/tests/unit/%_test: $(O)/obj/tests/unit/%_test.o $(TEST_HELPERS) $(LIBS)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+unit-build: $(UNIT_TESTS)
+unit: unit-build
+	$(Q)tests/unit/run $(UNIT_TESTS)
+
+# --- kernel ----------------------------------------------------------------------------------
+# MO= builds out of the tree, so that several kernels' builds never meet.
+MO ?= build/module/$(notdir $(patsubst %/,%,$(KDIR)))
+modules:
+	$(Q)tools/build-module --kdir $(KDIR) --out $(MO) $(MODULE_ARGS)
+
+# --- install ---------------------------------------------------------------------------------
+install: all
+	$(Q)tools/install-files --out $(O) --destdir "$(DESTDIR)" --prefix "$(PREFIX)" --version $(VERSION)
+
+clean:
+	rm -rf build
+
+.PHONY: all unit unit-build modules install clean
+.SECONDARY:
+-include $(shell find $(O)/obj -name '*.d' 2>/dev/null)
