@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The durable side of a cache: superblocks, journal, and tables (checkpoints of the journal).
+ *
+ * The store knows records and their order on disk; it knows no bio of a guest, no slot state
+ * and no volume map. Its user keeps the state in memory, tells the store that something has
+ * changed (dedup_store_kick), and is asked for the changed records when a commit is built.
+ *
+ * A commit is one self-validating journal append, written with PREFLUSH and FUA, one in
+ * flight. Whatever the user's ->next_change() hands out goes into the commit being built;
+ * PREFLUSH makes the data writes that completed before it durable first (invariant 4).
+ */
+#ifndef DEDUP_STORE_H
+#define DEDUP_STORE_H
+
+#include "record.h"
+
+struct block_device;
+struct dedup_store;
+
+/* One change, decoded. Which field counts is told by @kind. */
+enum dedup_change_kind {
+	DEDUP_CHANGE_SLOT	= 1,
+	DEDUP_CHANGE_VOLUME	= 2,
+};
+
+struct dedup_change {
+	enum dedup_change_kind kind;
+	u64 index;			/* slot number, or index in the volume table */
+	union {
+		struct dedup_slot_rec slot;
+		struct dedup_volume_rec volume;
+	};
+};
+
+/**
+ * struct dedup_store_ops - what the store asks of its user
+ * @load_slot: at open, for every slot whose record is not FREE, after recovery. May sleep.
+ * @load_volume: at open, for every volume record in use, before any slot. May sleep.
+ * @next_change: fill in the next changed record; false when there is none (for this commit).
+ *               Called from the commit worker only; must not sleep for I/O. A record handed
+ *               out is no longer pending; a change made to it later is a new change.
+ *               Records of one COMMIT or CUT that must be atomic are handed out within one
+ *               commit: the store never splits a commit, and ->max_changes bounds it.
+ * @committed: every change of commit @seq is durable (@error 0), or the store has failed
+ *             (negative errno: the store is read-only from now on). Worker context.
+ */
+struct dedup_store_ops {
+	int (*load_volume)(void *ctx, u64 index, const struct dedup_volume_rec *rec);
+	int (*load_slot)(void *ctx, u64 slot, const struct dedup_slot_rec *rec);
+	bool (*next_change)(void *ctx, struct dedup_change *change);
+	void (*committed)(void *ctx, u64 seq, int error);
+};
+
+/* Geometry and identity, from the superblock; constant while the store is open. */
+struct dedup_store_info {
+	u8 cache_uuid[16];
+	u8 cluster_uuid[16];
+	u8 incarnation[16];
+	u64 nr_slots;
+	u64 data_start;		/* bytes, on the disk */
+	u32 block_shift;
+	u32 incarnation_nr;	/* goes up durably with each open, at most 2^24 - 1: the high 24
+				 * bits of every cookie and slot sequence of this incarnation,
+				 * so that none is ever used again */
+};
+
+/**
+ * dedup_store_open - read superblocks, recover, hand every record to @ops
+ *
+ * Starts a new incarnation (durable before it returns). @error gets one sentence that says
+ * what is wrong and what to do. Errors: -EINVAL (not formatted, too small), -EPROTONOSUPPORT
+ * (newer version), -EUCLEAN (rotten table block or journal), -EIO, -ENOMEM.
+ */
+struct dedup_store *dedup_store_open(struct block_device *bdev, u64 dev_sectors,
+				     const struct dedup_store_ops *ops, void *ctx, char **error);
+void dedup_store_close(struct dedup_store *store);	/* commits what is pending, checkpoints */
+
+const struct dedup_store_info *dedup_store_info(struct dedup_store *store);
+
+/**
+ * dedup_store_commit - ask for a commit that covers every change made so far
+ *
+ * Returns its sequence at once; ->committed() with that sequence or a higher one says that it
+ * is durable. A commit without changes still flushes the disk and calls ->committed(). Any
+ * context, never sleeps. Many callers, one commit.
+ */
+u64 dedup_store_commit(struct dedup_store *store);
+
+/* The same, and waits. 0 or the store's error. May sleep; not from the commit worker. */
+int dedup_store_sync(struct dedup_store *store);
+
+/* There are changes, but nobody waits: commit soon (100 ms) or with the next commit. */
+void dedup_store_kick(struct dedup_store *store);
+
+/* Highest durable commit. Any context. Pairs with the release before ->committed(). */
+u64 dedup_store_durable(struct dedup_store *store);
+
+/* 0, or the negative errno that made the store read-only. */
+int dedup_store_error(struct dedup_store *store);
+
+#endif

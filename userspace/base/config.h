@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * /etc/vmdedup/vmdedup.conf (or $VMDEDUP_CONF, or --conf): one file for all daemons and the
+ * command of a host. An unknown section or key is an error that names the line.
+ */
+#ifndef VMDEDUP_BASE_CONFIG_H
+#define VMDEDUP_BASE_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/error.h"
+
+#define CONFIG_DEFAULT_PATH "/etc/vmdedup/vmdedup.conf"
+
+struct config {
+	/* [cluster] */
+	char *meta;	      /* "embedded" (default) or endpoints "tcp://h:p[,tcp://h:p]" */
+	/* [store]: what the embedded servers, or vmdedup-meta and vmdedup-data on this host, keep */
+	char *store;	      /* default /var/lib/vmdedup: meta.sqlite, data/ */
+	char *run;	      /* default /run/vmdedup: ipc sockets agent.sock meta.sock data.sock */
+	/* [meta] */
+	char *meta_listen;    /* default tcp://127.0.0.1:7401 */
+	/* [data] */
+	char *data_dir;	      /* default <store>/data */
+	char *data_listen;    /* default tcp://127.0.0.1:7402 */
+	char *data_endpoint;  /* what others connect to; default data_listen */
+	uint64_t data_reserve;/* bytes of the disk kept free; default 64 MiB */
+	uint64_t data_capacity;/* bytes at most; 0: the disk's size */
+	char *host;	      /* failure domain; default the host's name */
+	char *rack;
+	/* [agent] */
+	char *cache;	      /* dedup-cache device, e.g. /dev/mapper/cache0; NULL: no kernel cache */
+	char *cache_file;     /* plain-file cache instead (tests, swarms) */
+	uint64_t cache_file_size;
+	uint64_t push_age_s;  /* push when older than this; default 300; 0: only when asked */
+	uint64_t push_bytes;  /* ... or more than this; default 256 MiB */
+	/* [curve] */
+	char *curve_secret;   /* file with this host's key pair (zcert); NULL: loopback only */
+	char *curve_servers;  /* file with the meta server's public key */
+	char *curve_clients;  /* folder of public keys that may connect */
+};
+
+/* path NULL: $VMDEDUP_CONF or the default path, which need not exist. */
+int config_load(struct config *c, const char *path, struct error *err);
+void config_free(struct config *c);
+/* "64M", "1TiB", "4096": bytes. -EINVAL, -ERANGE. */
+int size_from_text(const char *text, uint64_t *bytes);
+/* "1.5 GiB" into a static-size buffer. */
+const char *size_to_text(uint64_t bytes, char text[32]);
+
+#endif

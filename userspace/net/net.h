@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Requests and replies over ZeroMQ: what a client and a server share.
+ *
+ * A message is one header frame (proto/vmdedup.proto) and payload frames. The decoder checks
+ * every bound of proto/limits.h before anyone sees the message. inproc:// and ipc:// are local
+ * and plain; tcp:// is CURVE, or plain on the loopback interface only when no key is configured.
+ */
+#ifndef VMDEDUP_NET_NET_H
+#define VMDEDUP_NET_NET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "base/error.h"
+#include "proto/vmdedup.pb-c.h"
+
+/* One ZeroMQ context for a process, and this host's keys. Thread-safe after creation. */
+struct net_ctx;
+struct net_ctx *net_ctx_new(const char *curve_secret_file, const char *clients_dir,
+			    struct error *err);
+void net_ctx_free(struct net_ctx *ctx); /* closes all; sockets must be gone */
+
+/* A payload frame to send. With @free_fn the frame is sent without a copy, and @free_fn(data,
+ * hint) runs (on any thread) when ZeroMQ is done with it; without, the bytes are copied. */
+struct net_frame {
+	const void *data;
+	size_t len;
+	void (*free_fn)(void *data, void *hint);
+	void *hint;
+};
+
+/* ---- client (net/client.c): owned by one thread; reconnects by itself ---- */
+struct net_client;
+
+/* A reply. Header and frames live until net_reply_free(). */
+struct net_reply {
+	Vmdedup__Reply *header;
+	size_t nr_frames;
+	const struct net_frame *frames;
+	void *priv;
+};
+void net_reply_free(struct net_reply *reply);
+
+/* @server_key: 32 bytes, or NULL. Says HELLO first on each connection. Does not wait. */
+struct net_client *net_client_new(struct net_ctx *ctx, const char *endpoint,
+				  const uint8_t *server_key, const char *role, struct error *err);
+void net_client_free(struct net_client *c); /* pending calls end with -ECANCELED */
+
+/* Called from net_client_run() on the owner's thread: r 0 and a reply (free it), or a negative
+ * errno (-ETIMEDOUT, -ECANCELED, -EPROTO) and reply NULL. A reply's own error is in its header. */
+typedef void (*net_done_fn)(void *arg, int r, struct net_reply *reply);
+
+/* Send; @done runs once, always. The request's id and payload_frames are filled in. */
+int net_client_submit(struct net_client *c, Vmdedup__Request *req, const struct net_frame *frames,
+		      size_t nr_frames, int timeout_ms, net_done_fn done, void *arg);
+/* Handle replies and timeouts for at most @max_ms (0: what is there; -1: until one came). */
+int net_client_run(struct net_client *c, int max_ms);
+int net_client_fd(struct net_client *c); /* readable: call net_client_run(c, 0) (ZMQ_FD, edge) */
+int net_client_next_timeout_ms(struct net_client *c); /* -1: none */
+size_t net_client_pending(struct net_client *c);
+
+/* Submit and wait. A reply whose header has an error: returns its negative, err has its text;
+ * *reply is set all the same (free it) so that its body can be read; NULL otherwise. */
+int net_call(struct net_client *c, Vmdedup__Request *req, const struct net_frame *frames,
+	     size_t nr_frames, int timeout_ms, struct net_reply *reply, struct error *err);
+
+/* ---- server (net/server.c): one thread runs it ---- */
+struct net_server;
+struct net_request; /* one request, owned by the handler until it is replied to */
+
+struct net_server_ops {
+	/* Must reply, now or later, on the same thread. */
+	void (*handle)(void *ctx, struct net_request *req);
+	/* After each batch of requests that were there together (group commit). May be NULL. */
+	void (*batch_end)(void *ctx);
+	/* At least every @tick_ms of net_server_new(). May be NULL. */
+	void (*tick)(void *ctx);
+};
+
+/* @cluster: UUID for HELLO, may change before run. HELLO is answered by the server itself. */
+struct net_server *net_server_new(struct net_ctx *net, const char *role, const uint8_t cluster[16],
+				  const struct net_server_ops *ops, void *ctx, int tick_ms,
+				  struct error *err);
+/* Any number of endpoints: inproc://, ipc://, tcp:// (port * allowed). */
+int net_server_bind(struct net_server *s, const char *endpoint, struct error *err);
+const char *net_server_endpoint(struct net_server *s, size_t n); /* as bound, port filled in */
+/* Runs until net_server_stop() (any thread, or a signal handler). Adds @fd to the poll set. */
+int net_server_watch(struct net_server *s, int fd, void (*ready)(void *arg), void *arg);
+int net_server_run(struct net_server *s, struct error *err);
+void net_server_stop(struct net_server *s);
+/* Stops a batch early so that one batch's payload stays bounded; default 256 requests, 64 MiB. */
+void net_server_free(struct net_server *s);
+
+const Vmdedup__Request *net_request_header(const struct net_request *req);
+size_t net_request_nr_frames(const struct net_request *req);
+const void *net_request_frame(const struct net_request *req, size_t n, size_t *len);
+const char *net_request_peer(const struct net_request *req); /* for logs */
+/* Fill @reply's body; id and payload_frames are filled in. Frees @req. */
+void net_reply_send(struct net_request *req, Vmdedup__Reply *reply, const struct net_frame *frames,
+		    size_t nr_frames);
+void net_reply_error(struct net_request *req, int positive_errno, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#endif
