@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The client library: a cluster as agents and the command see it. It finds the meta server and
+ * the data servers of each shard, retries what may be retried, verifies every block that it
+ * gets, and collects the receipts that a commit needs. A struct cluster and all that comes
+ * from it belong to one thread; open one for each thread that needs it.
+ */
+#ifndef VMDEDUP_LIB_CLUSTER_H
+#define VMDEDUP_LIB_CLUSTER_H
+
+#include "base/config.h"
+#include "base/error.h"
+#include "base/fingerprint.h"
+#include "base/uuid.h"
+#include "net/net.h"
+#include "proto/recipe.h"
+
+struct cluster;
+
+struct cluster_params {
+	struct uuid uuid;
+	enum fp_algorithm algorithm;
+	unsigned int block_shift;
+	unsigned int min_copies;
+	uint32_t domain; /* of `public` */
+	uint8_t domain_key[64];
+	size_t domain_key_len;
+};
+
+/* @meta: endpoint of a meta server, or several with commas. Waits for it up to @timeout_ms. */
+struct cluster *cluster_open(struct net_ctx *net, const char *meta, const char *role,
+			     int timeout_ms, struct error *err);
+void cluster_close(struct cluster *c);
+const struct cluster_params *cluster_params(struct cluster *c);
+struct fp_hasher *cluster_hasher(struct cluster *c); /* one for the caller's thread to free */
+
+/* A request to the meta server. A mutation gets (session, sequence) and is repeated with them
+ * until it is answered or @timeout_ms (-1: for ever) is over. Reply as in net_call(). */
+int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
+		 size_t nr_frames, int timeout_ms, struct net_reply *reply, struct error *err);
+int cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
+		   size_t nr_frames, int timeout_ms, struct net_reply *reply, struct error *err);
+
+/* ---- blocks ---- */
+/* Get @count blocks (at most PROTO_MAX_BLOCKS) from their data servers; each is decoded and
+ * verified, then handed to @got in any order: r 0 and data, or -ENOENT, -EIO, -ETIMEDOUT.
+ * Returns 0 when every block was answered one way or the other. */
+int cluster_get(struct cluster *c, const struct fp *fps, size_t count, int timeout_ms,
+		void (*got)(void *arg, size_t index, int r, const void *data, size_t len),
+		void *arg, struct error *err);
+/* The same without waiting: @got runs from cluster_run(). */
+int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
+		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg);
+int cluster_run(struct cluster *c, int max_ms);
+size_t cluster_fds(struct cluster *c, int *fds, size_t max); /* poll these, then cluster_run(c, 0) */
+
+/* ---- push: new blocks, receipts, nodes, commit ---- */
+struct cluster_push;
+struct cluster_push_stats {
+	uint64_t blocks;      /* distinct, offered */
+	uint64_t new_blocks;  /* sent */
+	uint64_t bytes_sent;  /* as coded */
+	uint64_t nodes;	      /* sent */
+};
+
+/* Begin with a filled-in push_begin. -EALREADY and *root set: committed before. */
+struct cluster_push *cluster_push_begin(struct cluster *c, const Vmdedup__PushBegin *begin,
+					struct fp *root, struct error *err);
+/* Make sure that a block is stored durably. Asks with TOUCH in batches first; sends when it is
+ * missing. @data is copied or coded before return. Zero blocks must not come here. A block
+ * offered twice is offered once. Bounded memory: waits when too much is in flight. */
+int cluster_push_block(struct cluster_push *p, const struct fp *fp, const void *data, size_t len,
+		       struct error *err);
+/* The same when the caller has compressed it already (zstd frame), e.g. on another thread. */
+int cluster_push_coded(struct cluster_push *p, const struct fp *fp, size_t raw_len,
+		       const void *coded, size_t coded_len, struct error *err);
+/* recipe_ops for this push: ->put queues a node for the next part, ->get reads the server's. */
+extern const struct recipe_ops cluster_push_recipe_ops; /* ctx: struct cluster_push * */
+/* All blocks durable, all parts sent, receipts redone where refused, then the commit. */
+int cluster_push_commit(struct cluster_push *p, const struct fp *root,
+			Vmdedup__PushCommitReply **reply, struct error *err);
+void cluster_push_stats(const struct cluster_push *p, struct cluster_push_stats *stats);
+void cluster_push_free(struct cluster_push *p); /* without a commit: aborts it */
+
+/* recipe_ops that read nodes from the meta server (verified, a bounded cache): ctx: struct cluster * */
+extern const struct recipe_ops cluster_recipe_ops;
+
+#endif
