@@ -4,6 +4,9 @@
  * the data servers of each shard, retries what may be retried, verifies every block that it
  * gets, and collects the receipts that a commit needs. A struct cluster and all that comes
  * from it belong to one thread; open one for each thread that needs it.
+ *
+ * Callbacks (@got, @answer) may submit more; they must not close the cluster, free the push or
+ * make a call that waits.
  */
 #ifndef VMDEDUP_LIB_CLUSTER_H
 #define VMDEDUP_LIB_CLUSTER_H
@@ -19,27 +22,37 @@ struct cluster;
 
 struct cluster_params {
 	struct uuid uuid;
+	char name[64];
 	enum fp_algorithm algorithm;
 	unsigned int block_shift;
+	unsigned int replicas;
 	unsigned int min_copies;
 	uint32_t domain; /* of `public` */
 	uint8_t domain_key[64];
 	size_t domain_key_len;
 };
 
-/* @meta: endpoint of a meta server, or several with commas. Waits for it up to @timeout_ms. */
-struct cluster *cluster_open(struct net_ctx *net, const char *meta, const char *role,
-			     int timeout_ms, struct error *err);
-void cluster_close(struct cluster *c);
+/* @meta: endpoint of a meta server, or several with commas. @config: where curve_servers names
+ * the meta servers' public key for tcp://, or NULL. Waits for an answer up to @timeout_ms. */
+struct cluster *cluster_open(struct net_ctx *net, const struct config *config, const char *meta,
+			     const char *role, int timeout_ms, struct error *err);
+void cluster_close(struct cluster *c); /* what waits ends with -ECANCELED */
 const struct cluster_params *cluster_params(struct cluster *c);
 struct fp_hasher *cluster_hasher(struct cluster *c); /* one for the caller's thread to free */
 
 /* A request to the meta server. A mutation gets (session, sequence) and is repeated with them
- * until it is answered or @timeout_ms (-1: for ever) is over. Reply as in net_call(). */
+ * until it is answered or @timeout_ms (-1: for ever) is over. Reply and result as net_call(). */
 int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
 		 size_t nr_frames, int timeout_ms, struct net_reply *reply, struct error *err);
 int cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
 		   size_t nr_frames, int timeout_ms, struct net_reply *reply, struct error *err);
+
+/* The data servers of the shard map, one after the other: DATA_STAT of each. @visit gets r and,
+ * when it is 0, the answer. */
+int cluster_data_stat(struct cluster *c, int timeout_ms,
+		      void (*visit)(void *arg, const Vmdedup__Server *server, int r,
+				    const Vmdedup__DataStatReply *stat),
+		      void *arg, struct error *err);
 
 /* ---- blocks ---- */
 /* Get @count blocks (at most PROTO_MAX_BLOCKS) from their data servers; each is decoded and
@@ -51,8 +64,14 @@ int cluster_get(struct cluster *c, const struct fp *fps, size_t count, int timeo
 /* The same without waiting: @got runs from cluster_run(). */
 int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
 		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg);
+/* Send what is queued, handle what has come; waits up to @max_ms (-1: no bound) for the first
+ * thing to handle. 0, or -EINTR. */
 int cluster_run(struct cluster *c, int max_ms);
 size_t cluster_fds(struct cluster *c, int *fds, size_t max); /* poll these, then cluster_run(c, 0) */
+/* How long a poll may last before cluster_run(c, 0) is due; -1: for ever. */
+int cluster_next_timeout_ms(struct cluster *c);
+/* cluster_run() also returns when @fd is readable (-1: none). */
+void cluster_watch_fd(struct cluster *c, int fd);
 
 /* ---- push: new blocks, receipts, nodes, commit ---- */
 struct cluster_push;
@@ -71,12 +90,29 @@ struct cluster_push *cluster_push_begin(struct cluster *c, const Vmdedup__PushBe
  * offered twice is offered once. Bounded memory: waits when too much is in flight. */
 int cluster_push_block(struct cluster_push *p, const struct fp *fp, const void *data, size_t len,
 		       struct error *err);
-/* The same when the caller has compressed it already (zstd frame), e.g. on another thread. */
+/* The same when the caller has coded it already (a zstd frame, or raw when @coded_len equals
+ * @raw_len), e.g. on another thread. */
 int cluster_push_coded(struct cluster_push *p, const struct fp *fp, size_t raw_len,
 		       const void *coded, size_t coded_len, struct error *err);
-/* recipe_ops for this push: ->put queues a node for the next part, ->get reads the server's. */
+/* The two halves of it, for pipelines: neither waits nor copies. Offer asks with TOUCH; @answer
+ * runs once, from here or from cluster_run(): 0: nothing to do; 1: it is missing, the caller
+ * owes a cluster_push_give(); negative: the push has failed. */
+int cluster_push_offer(struct cluster_push *p, const struct fp *fp,
+		       void (*answer)(void *arg, int missing), void *arg, struct error *err);
+/* @free_fn(data, hint) runs when the data is no longer needed, on any thread. */
+int cluster_push_give(struct cluster_push *p, const struct fp *fp, size_t raw_len,
+		      const void *coded, size_t coded_len, void (*free_fn)(void *data, void *hint),
+		      void *hint, struct error *err);
+/* Blocks that are not durable yet, and bytes of data held for them. */
+size_t cluster_push_waiting(const struct cluster_push *p, size_t *bytes);
+/* 0, or the error that ended the push. */
+int cluster_push_error(const struct cluster_push *p, struct error *err);
+/* recipe_ops for this push: ->put queues a node for the next part, ->get reads the server's.
+ * A leaf must be put after its blocks were offered. */
 extern const struct recipe_ops cluster_push_recipe_ops; /* ctx: struct cluster_push * */
-/* All blocks durable, all parts sent, receipts redone where refused, then the commit. */
+/* All blocks durable, all parts sent, receipts redone where refused, then the commit. -EAGAIN:
+ * blocks went missing in mid-push that are not at hand any more: push again from the start.
+ * @reply (free with vmdedup__push_commit_reply__free_unpacked) may be NULL. */
 int cluster_push_commit(struct cluster_push *p, const struct fp *root,
 			Vmdedup__PushCommitReply **reply, struct error *err);
 void cluster_push_stats(const struct cluster_push *p, struct cluster_push_stats *stats);
