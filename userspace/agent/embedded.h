@@ -19,7 +19,11 @@ struct embedded;
  * the store; -ENOENT: no cluster there (`vmdedup cluster init`). */
 struct embedded *embedded_start(struct net_ctx *net, const struct config *config,
 				struct error *err);
-void embedded_stop(struct embedded *e);
+void embedded_stop(struct embedded *e); /* any thread, once; NULL is fine */
+/* 0 while both servers run, else why one ended. Any thread. */
+int embedded_check(struct embedded *e, struct error *err);
+/* Does the configuration mean embedded servers (and not a fleet's)? */
+bool embedded_is_configured(const struct config *config);
 
 /* The endpoint of the meta server that this configuration means: the configured one; else the
  * running agent's ipc socket; else, when @start is not NULL, starts embedded servers. */
