@@ -19,7 +19,7 @@ PKGS     := libzmq libczmq libcrypto libzstd libprotobuf-c libnbd sqlite3 jansso
 CFLAGS   ?= -O2 -g
 WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
             -Wno-unused-parameter -Wno-sign-compare $(if $(WERROR),-Werror)
-SANFLAGS := $(if $(SAN),-fsanitize=address,undefined -fno-sanitize-recover=undefined \
+SANFLAGS := $(if $(SAN),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=undefined \
             -fno-omit-frame-pointer)
 CPPFLAGS += -D_GNU_SOURCE -DVMDEDUP_VERSION='"$(VERSION)"' -Iuserspace -Iinclude/uapi -Ikernel \
             -I$(O)/gen $(shell $(PKG_CONFIG) --cflags $(PKGS))
