@@ -53,4 +53,19 @@ struct dedup_volume_rec {
 	char name[DEDUP_NAME_BYTES];
 };
 
+/* One change, decoded. Which field counts is told by @kind. */
+enum dedup_change_kind {
+	DEDUP_CHANGE_SLOT	= 1,
+	DEDUP_CHANGE_VOLUME	= 2,
+};
+
+struct dedup_change {
+	enum dedup_change_kind kind;
+	__u64 index;			/* slot number, or index in the volume table */
+	union {
+		struct dedup_slot_rec slot;
+		struct dedup_volume_rec volume;
+	};
+};
+
 #endif

@@ -9,29 +9,20 @@
  * A commit is one self-validating journal append, written with PREFLUSH and FUA, one in
  * flight. Whatever the user's ->next_change() hands out goes into the commit being built;
  * PREFLUSH makes the data writes that completed before it durable first (invariant 4).
+ *
+ * What is atomic: one change (one record), and all changes of one commit while no more than
+ * dedup_store_info.max_changes are pending. Beyond that the commit goes on in further
+ * appends, in the order in which the changes were handed out: a crash then leaves all of the
+ * earlier ones and none of the later, and ->committed() speaks only after the last.
  */
 #ifndef DEDUP_STORE_H
 #define DEDUP_STORE_H
 
+#include <linux/types.h>
 #include "record.h"
 
 struct block_device;
 struct dedup_store;
-
-/* One change, decoded. Which field counts is told by @kind. */
-enum dedup_change_kind {
-	DEDUP_CHANGE_SLOT	= 1,
-	DEDUP_CHANGE_VOLUME	= 2,
-};
-
-struct dedup_change {
-	enum dedup_change_kind kind;
-	u64 index;			/* slot number, or index in the volume table */
-	union {
-		struct dedup_slot_rec slot;
-		struct dedup_volume_rec volume;
-	};
-};
 
 /**
  * struct dedup_store_ops - what the store asks of its user
@@ -39,11 +30,12 @@ struct dedup_change {
  * @load_volume: at open, for every volume record in use, before any slot. May sleep.
  * @next_change: fill in the next changed record; false when there is none (for this commit).
  *               Called from the commit worker only; must not sleep for I/O. A record handed
- *               out is no longer pending; a change made to it later is a new change.
- *               Records of one COMMIT or CUT that must be atomic are handed out within one
- *               commit: the store never splits a commit, and ->max_changes bounds it.
- * @committed: every change of commit @seq is durable (@error 0), or the store has failed
- *             (negative errno: the store is read-only from now on). Worker context.
+ *               out is no longer pending; a change made to it later is a new change. Not
+ *               called any more once the store has failed.
+ * @committed: every change handed out so far is durable, and with it commit @seq (@error 0);
+ *             or the store has failed (negative errno: it is read-only from now on). Called
+ *             once after each commit, also after one that nobody asked for (kick), when @seq
+ *             is the same as before. Worker context, before the next ->next_change().
  */
 struct dedup_store_ops {
 	int (*load_volume)(void *ctx, u64 index, const struct dedup_volume_rec *rec);
@@ -60,6 +52,7 @@ struct dedup_store_info {
 	u64 nr_slots;
 	u64 data_start;		/* bytes, on the disk */
 	u32 block_shift;
+	u32 max_changes;	/* this many pending changes are one append at the most */
 	u32 incarnation_nr;	/* goes up durably with each open, at most 2^24 - 1: the high 24
 				 * bits of every cookie and slot sequence of this incarnation,
 				 * so that none is ever used again */
@@ -68,9 +61,14 @@ struct dedup_store_info {
 /**
  * dedup_store_open - read superblocks, recover, hand every record to @ops
  *
- * Starts a new incarnation (durable before it returns). @error gets one sentence that says
- * what is wrong and what to do. Errors: -EINVAL (not formatted, too small), -EPROTONOSUPPORT
- * (newer version), -EUCLEAN (rotten table block or journal), -EIO, -ENOMEM.
+ * Starts a new incarnation (durable before it returns). Returns an ERR_PTR on failure; then
+ * @error gets one sentence, a constant, that says what is wrong and what to do; numbers and
+ * places are logged. Errors: -EINVAL (not formatted, too small), -EPROTONOSUPPORT (newer
+ * version), -EUCLEAN (rotten table page or journal), -EOVERFLOW (no incarnation left), -EIO,
+ * -ENOMEM, and what @ops return.
+ *
+ * dedup_store_close() may find the store failed; it then only frees it. No call into the
+ * store may be under way or follow.
  */
 struct dedup_store *dedup_store_open(struct block_device *bdev, u64 dev_sectors,
 				     const struct dedup_store_ops *ops, void *ctx, char **error);
