@@ -45,6 +45,12 @@ $(O)/gen/proto/vmdedup.pb-c.c $(O)/gen/proto/vmdedup.pb-c.h &: userspace/proto/v
 	@mkdir -p $(O)/gen/proto
 	$(Q)protoc-c --proto_path=userspace/proto --c_out=$(O)/gen/proto $<
 
+# The meta server's schema, as text in the program.
+$(O)/gen/meta/schema.c: userspace/meta/schema.sql
+	@mkdir -p $(@D)
+	$(Q){ echo 'const char meta_schema_sql[] ='; \
+	      sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $<; echo ';'; } >$@
+
 # --- compile ---------------------------------------------------------------------------------
 $(O)/obj/%.o: %.c | $(O)/gen/proto/vmdedup.pb-c.h
 	@mkdir -p $(@D)
@@ -61,8 +67,9 @@ $(O)/lib/libvmdedup-$1.a: $(call objs,$(call lib_srcs,$1)) $2
 	@rm -f $$@
 	$$(Q)$$(AR) rcs $$@ $$^
 endef
-$(foreach l,$(filter-out proto cache,$(LAYERS)),$(eval $(call layer_rule,$l,)))
+$(foreach l,$(filter-out proto cache meta,$(LAYERS)),$(eval $(call layer_rule,$l,)))
 $(eval $(call layer_rule,proto,$(O)/obj/gen/proto/vmdedup.pb-c.o))
+$(eval $(call layer_rule,meta,$(O)/obj/gen/meta/schema.o))
 $(eval $(call layer_rule,cache,$(call objs,$(KERNEL_SHARED))))
 
 main_of = $(if $(filter vmdedup,$1),$(wildcard userspace/cli/*.c),userspace/$(patsubst vmdedup-%,%,$1)/main.c)

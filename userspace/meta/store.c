@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What all stores share: stickiness of failures, and calls made of the stores' own. */
+#include "meta/store.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+int store_fail(struct store *s, struct error *err, int code, const char *fmt, ...)
+{
+	char text[ERROR_TEXT_SIZE];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	if (!s->failed)
+		s->failed = code;
+	error_set(err, code, "%s", text);
+	return code;
+}
+
+static int still_failed(struct store *s, struct error *err)
+{
+	return error_set(err, s->failed, "the transaction failed before");
+}
+
+static bool is_postgresql(const char *where)
+{
+	return !strncmp(where, "postgresql://", 13) || !strncmp(where, "postgres://", 11);
+}
+
+static int open_any(struct store **s, const char *where, bool create, struct error *err)
+{
+	*s = NULL;
+	if (!where || !*where)
+		return error_set(err, -EINVAL, "no store given: it is the path of a SQLite file");
+	if (is_postgresql(where))
+		return error_set(err, -EPROTONOSUPPORT,
+				 "store %s: this build has no PostgreSQL store; give the path of a "
+				 "SQLite file", where);
+	return store_sqlite_open(s, where, create, err);
+}
+
+static int check_schema(struct store *s, const char *where, struct error *err)
+{
+	int64_t version = 0;
+	int r;
+
+	r = store_begin(s, err);
+	if (r)
+		return r;
+	r = store_int(s, err, &version, "SELECT schema FROM cluster");
+	store_rollback(s);
+	if (r < 0)
+		return r;
+	if (!r)
+		return error_set(err, -EUCLEAN, "store %s: the cluster's row is missing", where);
+	if (version > META_SCHEMA_VERSION)
+		return error_set(err, -EPROTONOSUPPORT,
+				 "store %s: written by a newer release (schema %lld, this one knows "
+				 "%d)", where, (long long)version, META_SCHEMA_VERSION);
+	return 0;
+}
+
+int store_create(struct store **s, const char *where, struct error *err)
+{
+	return open_any(s, where, true, err);
+}
+
+int store_open(struct store **s, const char *where, struct error *err)
+{
+	int r;
+
+	r = open_any(s, where, false, err);
+	if (r)
+		return r;
+	r = check_schema(*s, where, err);
+	if (r) {
+		store_close(*s);
+		*s = NULL;
+	}
+	return r;
+}
+
+void store_close(struct store *s)
+{
+	if (s)
+		s->ops->close(s);
+}
+
+int store_begin(struct store *s, struct error *err)
+{
+	s->failed = 0;
+	return s->ops->begin(s, err);
+}
+
+int store_commit(struct store *s, struct error *err)
+{
+	return s->failed ? still_failed(s, err) : s->ops->commit(s, err);
+}
+
+void store_rollback(struct store *s)
+{
+	s->ops->rollback(s);
+	s->failed = 0;
+}
+
+int store_savepoint(struct store *s, struct error *err)
+{
+	return s->failed ? still_failed(s, err) : s->ops->savepoint(s, err);
+}
+
+int store_release(struct store *s, struct error *err)
+{
+	return s->failed ? still_failed(s, err) : s->ops->release(s, err);
+}
+
+int store_rollback_to(struct store *s, struct error *err)
+{
+	return s->failed ? still_failed(s, err) : s->ops->rollback_to(s, err);
+}
+
+int store_query_vals(struct store *s, struct error *err, struct rows *rows, const char *sql,
+		     const struct val *vals, size_t nr)
+{
+	*rows = (struct rows){ .store = s };
+	return s->failed ? still_failed(s, err) : s->ops->query(s, rows, sql, vals, nr, err);
+}
+
+int rows_next(struct rows *rows, struct error *err)
+{
+	return rows->store->failed ? still_failed(rows->store, err) :
+				     rows->store->ops->next(rows, err);
+}
+
+int64_t rows_int(struct rows *rows, int col)
+{
+	return rows->store->ops->col_int(rows, col);
+}
+
+const char *rows_text(struct rows *rows, int col)
+{
+	return rows->store->ops->col_text(rows, col);
+}
+
+const void *rows_blob(struct rows *rows, int col, size_t *len)
+{
+	return rows->store->ops->col_blob(rows, col, len);
+}
+
+int rows_bytes(struct rows *rows, int col, void *out, size_t len, struct error *err)
+{
+	size_t have;
+	const void *p = rows_blob(rows, col, &have);
+
+	if (have != len)
+		return store_fail(rows->store, err, -EUCLEAN,
+				  "the store is damaged: a value of %zu bytes where %zu belong",
+				  have, len);
+	memcpy(out, p, len);
+	return 0;
+}
+
+void rows_end(struct rows *rows)
+{
+	if (rows->store && rows->impl)
+		rows->store->ops->end(rows);
+	rows->impl = NULL;
+}
+
+int64_t store_exec_vals(struct store *s, struct error *err, const char *sql,
+			const struct val *vals, size_t nr)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int64_t n = 0;
+	int r;
+
+	r = store_query_vals(s, err, &rows, sql, vals, nr);
+	if (r)
+		return r;
+	while ((r = rows_next(&rows, err)) > 0)
+		n++;
+	if (r < 0)
+		return r;
+	return n ? n : s->ops->affected(&rows);
+}
+
+int store_int_vals(struct store *s, struct error *err, int64_t *out, const char *sql,
+		   const struct val *vals, size_t nr)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int found, r;
+
+	r = store_query_vals(s, err, &rows, sql, vals, nr);
+	if (r)
+		return r;
+	found = rows_next(&rows, err);
+	if (found <= 0)
+		return found;
+	*out = rows_int(&rows, 0);
+	/* To the end: a RETURNING statement may not have changed all its rows before. */
+	while ((r = rows_next(&rows, err)) > 0)
+		;
+	return r ? r : found;
+}
+
+int store_exec_many(struct store *s, struct error *err, const char *sql, const struct val *vals,
+		    size_t per_row, size_t nr_rows, int64_t *results, int64_t none)
+{
+	size_t i;
+	int64_t v;
+	int r;
+
+	for (i = 0; i < nr_rows; i++) {
+		r = store_int_vals(s, err, &v, sql, vals + i * per_row, per_row);
+		if (r < 0)
+			return r;
+		if (results)
+			results[i] = r ? v : none;
+	}
+	return 0;
+}
+
+char *store_schema_for(const char *name)
+{
+	char open[32];
+	char *sql = strdup(meta_schema_sql);
+	char *p;
+
+	if (!sql)
+		return NULL;
+	snprintf(open, sizeof(open), "/*%s:", name);
+	while ((p = strstr(sql, open))) {
+		memset(p, ' ', strlen(open));
+		p = strstr(p, "*/");
+		if (!p)
+			break;
+		memset(p, ' ', 2);
+	}
+	return sql;
+}
