@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the files of the client library share. Nothing here is for others.
+ *
+ *   cluster.c  connections, the meta server: calls, and mutations one at a time
+ *   map.c      the shard map and the data servers it names
+ *   blocks.c   gets
+ *   push.c     blocks on their way to data servers: TOUCH, PUT, receipts
+ *   parts.c    recipe nodes and receipts on their way to the meta server, the commit
+ *   nodes.c    recipe nodes from the meta server
+ */
+#ifndef VMDEDUP_LIB_INTERNAL_H
+#define VMDEDUP_LIB_INTERNAL_H
+
+#include <stdio.h>
+#include <sys/queue.h>
+#include <zstd.h>
+#include "base/clock.h"
+#include "base/cleanup.h"
+#include "lib/cluster.h"
+#include "lib/key.h"
+#include "proto/limits.h"
+
+#define MAX_METAS	 8
+#define MAX_REPLICAS	 4
+#define MAX_SERVERS	 1024
+#define META_ATTEMPT_MS	 5000  /* an unanswered request to a meta server is sent again after this */
+#define GET_ATTEMPT_MS	 5000
+#define TOUCH_ATTEMPT_MS 10000
+#define PUT_ATTEMPT_MS	 20000
+#define SERVER_DEAD_MS	 60000 /* a push gives up on a data server that is silent for so long */
+#define MAP_RETRY_MS	 200   /* between two looks for a better map */
+#define BATCH_BYTES	 (4U << 20) /* payload of one PUT or GET */
+#define NODE_CACHE_SLOTS 512   /* 4 MiB of recipe nodes */
+
+#define NS_PER_MS 1000000ULL
+
+/* A data server of the map. Never freed before the cluster, so that pointers stay good. */
+struct server {
+	uint32_t id;
+	unsigned int index; /* in cluster.servers */
+	uint32_t state;	    /* of Vmdedup__Server; SERVER_GONE: not in the map any more */
+	char *endpoint;
+	uint8_t key[32];
+	bool has_key;
+	struct net_client *client; /* NULL until it is used */
+	uint64_t last_answer_ns;
+	/* gets */
+	TAILQ_HEAD(, get_item) gets;
+	size_t nr_gets;
+	unsigned int gets_inflight; /* messages */
+};
+#define SERVER_GONE 100
+
+struct node_slot {
+	struct fp hash; /* all zero: empty */
+	uint16_t len;
+	uint8_t data[RECIPE_NODE_MAX];
+};
+
+typedef void (*mutation_done_fn)(void *arg, int r, struct net_reply *reply);
+
+/* A mutation of the meta server's state: one at a time in the session. */
+struct mutation {
+	TAILQ_ENTRY(mutation) link;
+	Vmdedup__Request *req; /* with frames: the caller's, until done */
+	Vmdedup__Mutation id;
+	const struct net_frame *frames;
+	size_t nr_frames;
+	uint64_t deadline_ns; /* 0: none */
+	mutation_done_fn done; /* owns the reply; r is about the transport only */
+	void *arg;
+};
+
+struct cluster {
+	struct net_ctx *net;
+	char *role;
+	struct cluster_params params;
+
+	struct {
+		char *endpoint;
+		struct net_client *client;
+	} metas[MAX_METAS];
+	size_t nr_metas, meta_now;
+	uint8_t meta_key[32];
+	bool has_meta_key;
+	uint64_t session, sequence;
+	TAILQ_HEAD(, mutation) mutations; /* the first is on its way */
+
+	uint64_t map_version; /* 0: none yet */
+	unsigned int map_replicas;
+	struct server *map[NR_SHARDS * MAX_REPLICAS];
+	struct server **servers;
+	size_t nr_servers;
+	bool map_asked;	     /* a MAP_GET is under way */
+	bool map_wanted;     /* something waits for a better map ... */
+	uint64_t map_due_ns; /* ... which is asked for at this time */
+
+	TAILQ_HEAD(get_list, get_item) homeless; /* gets without a server: wait for a map */
+	TAILQ_HEAD(, cluster_push) pushes;
+	uint64_t progress; /* goes up with every answer or timeout */
+	int watch_fd;
+	bool closing;
+
+	struct fp_hasher *hasher;
+	ZSTD_DCtx *dctx;
+	void *raw; /* one decoded block */
+	struct node_slot *nodes;
+};
+
+/* cluster.c */
+int meta_submit(struct cluster *c, Vmdedup__Request *req, int timeout_ms, net_done_fn done,
+		void *arg);
+int session_open(struct cluster *c, int timeout_ms, struct error *err);
+void mutation_submit(struct cluster *c, struct mutation *m);
+uint64_t now_ms(void);
+
+/* map.c */
+/* Takes a map if it is newer; queued gets and pushes then go to its servers. */
+void map_apply(struct cluster *c, const Vmdedup__MapReply *m);
+int map_fetch(struct cluster *c, int timeout_ms, struct error *err);
+/* Ask for a newer map, not now but soon. */
+void map_want(struct cluster *c);
+void map_flush(struct cluster *c);
+struct net_client *server_client(struct cluster *c, struct server *s);
+void map_free(struct cluster *c);
+
+/* blocks.c */
+void gets_flush(struct cluster *c);
+void gets_requeue(struct cluster *c);
+void gets_cancel(struct cluster *c);
+
+/* push.c */
+void pushes_flush(struct cluster *c);
+void pushes_requeue(struct cluster *c);
+
+#endif
