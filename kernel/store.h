@@ -26,6 +26,9 @@ struct dedup_store;
 
 /**
  * struct dedup_store_ops - what the store asks of its user
+ * @prepare: at open, once, before anything is loaded and before the new incarnation is written:
+ *           allocate what @info asks for, or refuse. @info stays valid while the store is open;
+ *           incarnation and incarnation_nr are those of the new incarnation already. May sleep.
  * @load_slot: at open, for every slot whose record is not FREE, after recovery. May sleep.
  * @load_volume: at open, for every volume record in use, before any slot. May sleep.
  * @next_change: fill in the next changed record; false when there is none (for this commit).
@@ -37,7 +40,10 @@ struct dedup_store;
  *             once after each commit, also after one that nobody asked for (kick), when @seq
  *             is the same as before. Worker context, before the next ->next_change().
  */
+struct dedup_store_info;
+
 struct dedup_store_ops {
+	int (*prepare)(void *ctx, const struct dedup_store_info *info);
 	int (*load_volume)(void *ctx, u64 index, const struct dedup_volume_rec *rec);
 	int (*load_slot)(void *ctx, u64 slot, const struct dedup_slot_rec *rec);
 	bool (*next_change)(void *ctx, struct dedup_change *change);
