@@ -33,8 +33,8 @@ BINS   := vmdedup vmdedup-agent vmdedup-meta vmdedup-data
 lib_srcs = $(filter-out %/main.c,$(wildcard userspace/$1/*.c))
 objs     = $(patsubst %.c,$(O)/obj/%.o,$1)
 
-# The on-disk codec is compiled once for the kernel and once for the offline cache tools.
-KERNEL_SHARED := $(wildcard kernel/codec.c)
+# What knows the disk of a cache is compiled once for the kernel and once for the offline tools.
+KERNEL_SHARED := $(wildcard $(addprefix kernel/,codec.c journal.c table.c ledger.c))
 
 PROTO_C := $(O)/gen/proto/vmdedup.pb-c.c
 LIBS    := $(foreach l,$(LAYERS),$(O)/lib/libvmdedup-$l.a)

@@ -57,6 +57,7 @@ struct dedup_store_info {
 	u8 incarnation[16];
 	u64 nr_slots;
 	u64 data_start;		/* bytes, on the disk */
+	u64 memory;		/* bytes that the open store takes */
 	u32 block_shift;
 	u32 max_changes;	/* this many pending changes are one append at the most */
 	u32 incarnation_nr;	/* goes up durably with each open, at most 2^24 - 1: the high 24
