@@ -2,6 +2,17 @@
 /* Between records in memory and bytes on disk: superblocks, records, pages. */
 #include "codec.h"
 
+void dedup_say(struct dedup_why *why, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (!why)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(why->text, sizeof(why->text), fmt, ap);
+	va_end(ap);
+}
+
 /* ---- layout ---- */
 
 static void layout_derive(struct dedup_super *sb)

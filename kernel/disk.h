@@ -56,10 +56,7 @@ struct dedup_why {
 	char text[240];
 };
 
-#define dedup_say(why, ...)						\
-	do {								\
-		if (why)						\
-			snprintf((why)->text, sizeof((why)->text), __VA_ARGS__); \
-	} while (0)
+/* @why may be NULL. */
+__printf(2, 3) void dedup_say(struct dedup_why *why, const char *fmt, ...);
 
 #endif

@@ -19,6 +19,7 @@
 #include <linux/slab.h>
 #include <linux/sort.h>
 #include <linux/string.h>
+#include <linux/stdarg.h>
 #include <linux/types.h>
 
 static inline u32 dedup_crc32c(u32 crc, const void *data, size_t len)
@@ -38,6 +39,7 @@ static inline void *dedup_alloc(u64 n, size_t size)
 
 #include <endian.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -81,6 +83,7 @@ static inline void *dedup_alloc(u64 n, size_t size)
 #define max_t(t, a, b)		((t)(a) > (t)(b) ? (t)(a) : (t)(b))
 #define clamp_t(t, v, lo, hi)	min_t(t, max_t(t, v, lo), hi)
 #define div_u64(a, b)		((u64)(a) / (u32)(b))
+#define __printf(a, b)		__attribute__((format(printf, a, b)))
 #define __aligned(n)		__attribute__((aligned(n)))
 
 #endif

@@ -268,6 +268,17 @@ int dedup_table_load_dir(struct dedup_table *t, struct dedup_why *why)
 
 /* ---- walk ---- */
 
+static int say_nonsense(u8 kind, u64 index, const struct dedup_visitor *v, struct dedup_why *why)
+{
+	struct dedup_why text;
+
+	dedup_say(&text, "the record of %s %llu makes no sense",
+		  kind == DEDUP_CHANGE_VOLUME ? "volume" : "slot", (unsigned long long)index);
+	if (why)
+		*why = text;
+	return v->damaged ? v->damaged(v->ctx, text.text) : -EUCLEAN;
+}
+
 static int visit_page(struct dedup_table *t, u32 page, const u8 *buf,
 		      const struct dedup_visitor *v, struct dedup_why *why)
 {
@@ -293,9 +304,7 @@ static int visit_page(struct dedup_table *t, u32 page, const u8 *buf,
 				r = v->slot(v->ctx, first + i, &rec.slot);
 		}
 		if (r == -EUCLEAN)
-			dedup_say(why, "the record of %s %llu makes no sense",
-				  kind == DEDUP_CHANGE_VOLUME ? "volume" : "slot",
-				  (unsigned long long)(first + i));
+			r = say_nonsense(kind, first + i, v, why);
 		if (r)
 			return r;
 	}
