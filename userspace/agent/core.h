@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The core of the agent: answers a cache's upcalls.
+ *
+ * It knows neither sockets nor ioctls nor threads. The world calls agent_*() and the core calls
+ * back through struct agent_ops; every operation carries an id, never used again, and is answered
+ * later by one of the agent_*_done() functions, never from inside the operation. A repeated or
+ * late answer is ignored. All of it belongs to one thread.
+ *
+ * A miss: resolve (block -> fingerprint through the recipe of the miss's root), then for each
+ * fingerprint one flight, however many volumes and blocks wait for it: MAP when the host has the
+ * block in a CLEAN slot, else get, PUBLISH for the first that waits, and MAP for the others. What
+ * fails waits and is tried again for ever, at growing intervals: a dead server fails no I/O.
+ *
+ * Bounds: the kernel bounds how many misses wait; at most @max_get_bytes of blocks are held in memory;
+ * one index entry for each slot of the cache.
+ */
+#ifndef VMDEDUP_AGENT_CORE_H
+#define VMDEDUP_AGENT_CORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <linux/dm-dedup.h>
+#include "base/fingerprint.h"
+#include "base/uuid.h"
+
+/* What the meta server knows of an image, as far as a LOOKUP needs it. */
+struct agent_image {
+	struct uuid uuid;
+	uint64_t size;
+	struct uuid leased_to; /* cache; null: nobody */
+	char leased_host[64];
+};
+
+/* LeaseTake and its answer. */
+struct agent_lease {
+	struct uuid image;
+	bool readonly;	   /* no lease, the root only */
+	bool confirm_only; /* a lease of @epoch must exist */
+	uint64_t epoch;
+	struct fp root;	   /* answer: the head's */
+	uint64_t cut;	   /* answer: the cut that the head stores for the epoch */
+	uint64_t size;
+};
+
+/* How an answer of the meta server that is an error counts. */
+#define AGENT_IS_UNREACHABLE(r) \
+	((r) == -ETIMEDOUT || (r) == -EHOSTUNREACH || (r) == -ECONNREFUSED || \
+	 (r) == -ECANCELED || (r) == -EAGAIN || (r) == -ENOTCONN)
+
+struct agent_ops {
+	uint64_t (*now_ns)(void *ctx); /* monotonic */
+	uint64_t (*random)(void *ctx);
+
+	/* The cache. Answers: agent_publish_done(), agent_map_done(). @data stays the core's and
+	 * unchanged until the answer. reply, fail and fence are not answered. */
+	void (*publish)(void *ctx, uint64_t id, const struct dm_dedup_publish *p);
+	void (*map)(void *ctx, uint64_t id, const struct dm_dedup_map *m);
+	void (*fail)(void *ctx, uint64_t cookie, int error);
+	void (*reply)(void *ctx, uint64_t cookie, int error,
+		      const struct dm_dedup_volume_info *info);
+	void (*fence)(void *ctx, uint64_t volume, uint64_t epoch);
+
+	/* The network. Answers: agent_resolve_done(), agent_get_done(), agent_image_done(),
+	 * agent_lease_done(). */
+	void (*resolve)(void *ctx, uint64_t id, const struct fp *root, uint64_t size,
+			uint64_t block);
+	void (*get)(void *ctx, uint64_t id, const struct fp *fp);
+	void (*image)(void *ctx, uint64_t id, const char *name);
+	void (*lease)(void *ctx, uint64_t id, const struct agent_lease *take);
+
+	/* A volume wants to be pushed: @urgent when writers wait for slots. @volume 0: any. */
+	void (*want_push)(void *ctx, uint64_t volume, bool urgent);
+	/* An ephemeral volume's device has gone: RELEASE it with its data. */
+	void (*discard)(void *ctx, uint64_t volume, uint64_t epoch);
+};
+
+struct agent_params {
+	uint64_t max_get_bytes;	    /* of blocks that are got or published at a time */
+	unsigned int lookup_wait_s; /* LOOKUP and OPEN answer ETIMEDOUT after so long */
+};
+
+struct agent_stats {
+	uint64_t fetches;    /* upcalls answered */
+	uint64_t from_cache; /* of them by MAP of a slot that was here */
+	uint64_t from_zero;
+	uint64_t from_data;
+	uint64_t failed;
+	uint64_t stale;	     /* the answer no longer applied */
+	uint64_t got_bytes;
+	uint64_t retries;
+	uint64_t waiting;    /* misses now */
+	uint64_t flights;    /* fingerprints under way now */
+	uint64_t clean;	     /* slots in the index now */
+	bool meta_ok;	     /* as of the last answer */
+	bool data_ok;
+	char trouble[160];   /* why the oldest miss waits; empty: nothing has failed */
+};
+
+struct agent;
+struct agent *agent_new(const struct agent_ops *ops, void *ctx, const struct agent_params *params);
+void agent_free(struct agent *a);
+
+/* ---- the cache comes and goes ---- */
+/* After HELLO: what was under way before is forgotten (the kernel sends it again). @volumes:
+ * all records. 0, or -ENOMEM when the index for hello->nr_slots does not fit. */
+int agent_connected(struct agent *a, const struct dm_dedup_hello *hello,
+		    const struct dm_dedup_volume_info *volumes, size_t nr_volumes);
+void agent_disconnected(struct agent *a);
+bool agent_is_connected(const struct agent *a);
+/* CLEAN slots, from LIST_CLEAN or from a COMMIT's replacements. */
+void agent_clean_slots(struct agent *a, const struct dm_dedup_clean_entry *slots, size_t count);
+/* The CLEAN slot that holds @fp, as far as this index knows. */
+bool agent_find_slot(struct agent *a, const struct fp *fp, uint64_t *slot, uint64_t *seq);
+void agent_upcalls(struct agent *a, const struct dm_dedup_upcall *ups, size_t count);
+
+/* ---- answers ---- */
+void agent_publish_done(struct agent *a, uint64_t id, int r, uint64_t slot, uint64_t seq);
+void agent_map_done(struct agent *a, uint64_t id, int r);
+void agent_resolve_done(struct agent *a, uint64_t id, int r, const struct fp *fp);
+/* Takes over @data (free()), one block that matched its fingerprint, when @r is 0. */
+void agent_get_done(struct agent *a, uint64_t id, int r, void *data, size_t len);
+void agent_image_done(struct agent *a, uint64_t id, int r, const struct agent_image *image);
+void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_lease *lease);
+
+/* ---- time ---- */
+void agent_tick(struct agent *a);
+/* When the next agent_tick() is due, as now_ns(); UINT64_MAX: not before something happens. */
+uint64_t agent_next_ns(struct agent *a);
+
+/* ---- for the control socket ---- */
+/* Flags (DM_DEDUP_VOL_READONLY, _EPHEMERAL) for the OPEN of @name to come. -ENOSPC: too many. */
+int agent_prepare(struct agent *a, const char *name, uint32_t flags);
+/* An image's size and lease: @done runs once, later. */
+void agent_ask_image(struct agent *a, const char *name,
+		     void (*done)(void *arg, int r, const struct agent_image *image), void *arg);
+void agent_stats(struct agent *a, struct agent_stats *stats);
+uint64_t agent_volume_fetches(struct agent *a, uint64_t volume);
+/* A volume of this image is open here for writing. */
+bool agent_writes_image(struct agent *a, const struct uuid *image);
+
+#endif

@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Misses: struct wait for each, struct flight for each fingerprint. See core.h. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "agent/core_impl.h"
+#include "base/log.h"
+
+static void flight_step(struct agent *a, struct flight *f);
+
+static struct wait_list *wait_bucket(struct agent *a, uint64_t cookie)
+{
+	return &a->waits[(cookie * 0x9e3779b97f4a7c15ULL) >> 52 & (HASH_BUCKETS - 1)];
+}
+
+static struct flight_list *flight_bucket(struct agent *a, const struct fp *fp)
+{
+	uint32_t h;
+
+	memcpy(&h, fp->b, sizeof(h));
+	return &a->flights[h & (HASH_BUCKETS - 1)];
+}
+
+/* ---- one miss ---- */
+
+static void wait_free(struct agent *a, struct wait *w)
+{
+	job_end(a, &w->job);
+	if (w->retry_ns)
+		TAILQ_REMOVE(&a->wait_retry, w, in_retry);
+	LIST_REMOVE(w, by_cookie);
+	a->stats.waiting--;
+	free(w);
+}
+
+/* The kernel has its answer, or no longer wants one. */
+static void wait_end(struct agent *a, struct wait *w, uint64_t *provenance)
+{
+	struct volume *v = volume_find(a, w->volume);
+
+	if (provenance == &a->stats.stale) {
+		a->stats.stale++;
+	} else {
+		a->stats.fetches++;
+		(*provenance)++;
+		if (v)
+			v->fetches++;
+	}
+	wait_free(a, w);
+}
+
+static void wait_retry_later(struct agent *a, struct wait *w)
+{
+	w->retry_ns = backoff(a, &w->attempt);
+	TAILQ_INSERT_TAIL(&a->wait_retry, w, in_retry);
+}
+
+static void wait_resolve(struct agent *a, struct wait *w)
+{
+	struct volume *v = volume_find(a, w->volume);
+
+	if (!w->size && v)
+		w->size = v->size;
+	if (!w->size) {
+		log_warn("the kernel asks for a block of volume %llu, whose size is unknown",
+			 (unsigned long long)w->volume);
+		wait_retry_later(a, w);
+		return;
+	}
+	a->ops->resolve(a->ctx, job_start(a, &w->job, JOB_WAIT, w), &w->root, w->size, w->block);
+}
+
+static void wait_map_zero(struct agent *a, struct wait *w)
+{
+	struct dm_dedup_map m = {
+		.cookie = w->cookie,
+		.volume = w->volume,
+		.block = w->block,
+		.flags = DM_DEDUP_MAP_ZERO,
+	};
+
+	memcpy(m.root, w->root.b, FP_SIZE);
+	a->ops->map(a->ctx, job_start(a, &w->job, JOB_WAIT, w), &m);
+}
+
+static void wait_zero_mapped(struct agent *a, struct wait *w, int r)
+{
+	if (!r)
+		wait_end(a, w, &a->stats.from_zero);
+	else if (r == -ESTALE || r == -EEXIST)
+		wait_end(a, w, &a->stats.stale);
+	else
+		wait_retry_later(a, w);
+}
+
+static struct wait *wait_find(struct agent *a, uint64_t cookie)
+{
+	struct wait *w;
+
+	LIST_FOREACH(w, wait_bucket(a, cookie), by_cookie)
+		if (w->cookie == cookie)
+			return w;
+	return NULL;
+}
+
+void fetch_upcall(struct agent *a, const struct dm_dedup_upcall *up)
+{
+	struct wait *w = wait_find(a, up->cookie);
+
+	if (w) { /* sent again: it is under way */
+		if (!(up->flags & DM_DEDUP_UP_READAHEAD))
+			w->readahead = false;
+		return;
+	}
+	w = calloc(1, sizeof(*w));
+	if (!w) {
+		/* The next agent is handed it again; this one has no memory to remember it. */
+		log_error("out of memory for a miss of volume %llu",
+			  (unsigned long long)up->info.volume);
+		return;
+	}
+	w->cookie = up->cookie;
+	w->volume = up->info.volume;
+	w->block = up->block;
+	w->size = up->info.size;
+	w->readahead = up->flags & DM_DEDUP_UP_READAHEAD;
+	memcpy(w->root.b, up->info.root, FP_SIZE);
+	LIST_INSERT_HEAD(wait_bucket(a, w->cookie), w, by_cookie);
+	a->stats.waiting++;
+	wait_resolve(a, w);
+}
+
+/* ---- one fingerprint ---- */
+
+static struct flight *flight_find(struct agent *a, const struct fp *fp)
+{
+	struct flight *f;
+
+	LIST_FOREACH(f, flight_bucket(a, fp), by_fp)
+		if (fp_equal(&f->fp, fp))
+			return f;
+	return NULL;
+}
+
+static struct flight *flight_new(struct agent *a, const struct fp *fp)
+{
+	struct flight *f = calloc(1, sizeof(*f));
+
+	if (!f)
+		return NULL;
+	f->fp = *fp;
+	TAILQ_INIT(&f->waits);
+	LIST_INSERT_HEAD(flight_bucket(a, fp), f, by_fp);
+	a->stats.flights++;
+	return f;
+}
+
+static struct flight_queue *get_queue(struct agent *a, struct flight *f)
+{
+	struct wait *w;
+
+	TAILQ_FOREACH(w, &f->waits, in_flight)
+		if (!w->readahead)
+			return &a->to_get[0];
+	return &a->to_get[1];
+}
+
+static void flight_enter_queue(struct flight *f, struct flight_queue *queue,
+			       enum flight_state state)
+{
+	f->in = queue;
+	f->state = state;
+	TAILQ_INSERT_TAIL(queue, f, queue);
+}
+
+static void flight_leave_queue(struct flight *f)
+{
+	if (f->in)
+		TAILQ_REMOVE(f->in, f, queue);
+	f->in = NULL;
+	f->state = FLIGHT_IDLE;
+}
+
+static void start_gets(struct agent *a)
+{
+	struct flight *f;
+	int i;
+
+	for (i = 0; i < 2; i++)
+		while (a->nr_gets < a->max_gets && (f = TAILQ_FIRST(&a->to_get[i]))) {
+			flight_leave_queue(f);
+			f->state = FLIGHT_GETTING;
+			f->holds = true;
+			a->nr_gets++;
+			a->ops->get(a->ctx, job_start(a, &f->job, JOB_FLIGHT, f), &f->fp);
+		}
+}
+
+static void flight_drop_data(struct agent *a, struct flight *f)
+{
+	free(f->data);
+	f->data = NULL;
+	if (f->holds)
+		a->nr_gets--;
+	f->holds = false;
+}
+
+static void flight_free(struct agent *a, struct flight *f)
+{
+	flight_leave_queue(f);
+	job_end(a, &f->job);
+	flight_drop_data(a, f);
+	LIST_REMOVE(f, by_fp);
+	a->stats.flights--;
+	free(f);
+}
+
+static void flight_publish(struct agent *a, struct flight *f)
+{
+	struct wait *w = TAILQ_FIRST(&f->waits);
+	struct dm_dedup_publish p = {
+		.cookie = w->cookie,
+		.volume = w->volume,
+		.block = w->block,
+		.data = (uintptr_t)f->data,
+	};
+
+	memcpy(p.root, w->root.b, FP_SIZE);
+	memcpy(p.fp, f->fp.b, FP_SIZE);
+	f->state = FLIGHT_PUBLISHING;
+	a->ops->publish(a->ctx, job_start(a, &f->job, JOB_FLIGHT, f), &p);
+}
+
+static void flight_map(struct agent *a, struct flight *f)
+{
+	struct wait *w = TAILQ_FIRST(&f->waits);
+	struct dm_dedup_map m = {
+		.cookie = w->cookie,
+		.volume = w->volume,
+		.block = w->block,
+		.slot = f->slot,
+		.seq = f->seq,
+	};
+
+	memcpy(m.root, w->root.b, FP_SIZE);
+	f->state = FLIGHT_MAPPING;
+	a->ops->map(a->ctx, job_start(a, &f->job, JOB_FLIGHT, f), &m);
+}
+
+/* Decides what a flight with nothing under way does next. */
+static void flight_step(struct agent *a, struct flight *f)
+{
+	if (f->job.id || f->state == FLIGHT_QUEUED || f->state == FLIGHT_RETRY)
+		return;
+	f->state = FLIGHT_IDLE;
+	if (TAILQ_EMPTY(&f->waits)) {
+		flight_free(a, f);
+		start_gets(a);
+		return;
+	}
+	if (!f->have_slot && slots_find(a->slots, &f->fp, &f->slot, &f->seq)) {
+		f->have_slot = true;
+		f->was_here = true;
+	}
+	if (f->have_slot) {
+		flight_map(a, f);
+	} else if (f->data) {
+		flight_publish(a, f);
+	} else {
+		flight_enter_queue(f, get_queue(a, f), FLIGHT_QUEUED);
+		start_gets(a);
+	}
+}
+
+static void flight_retry_later(struct agent *a, struct flight *f)
+{
+	f->retry_ns = backoff(a, &f->attempt);
+	flight_enter_queue(f, &a->flight_retry, FLIGHT_RETRY);
+}
+
+static void flight_end_first(struct agent *a, struct flight *f, uint64_t *provenance)
+{
+	struct wait *w = TAILQ_FIRST(&f->waits);
+
+	TAILQ_REMOVE(&f->waits, w, in_flight);
+	f->attempt = 0;
+	wait_end(a, w, provenance);
+}
+
+/* ---- answers ---- */
+
+void agent_resolve_done(struct agent *a, uint64_t id, int r, const struct fp *fp)
+{
+	struct wait *w = job_take(a, id, JOB_WAIT);
+	struct flight *f;
+
+	if (!w)
+		return;
+	meta_answered(a, r, "recipe");
+	if (r) {
+		wait_retry_later(a, w);
+		return;
+	}
+	if (fp_is_zero(fp)) {
+		wait_map_zero(a, w);
+		return;
+	}
+	f = flight_find(a, fp);
+	if (!f)
+		f = flight_new(a, fp);
+	if (!f) {
+		wait_retry_later(a, w);
+		return;
+	}
+	w->flight = f;
+	TAILQ_INSERT_TAIL(&f->waits, w, in_flight);
+	if (f->state == FLIGHT_QUEUED && !w->readahead) { /* somebody waits for it now */
+		flight_leave_queue(f);
+		flight_enter_queue(f, &a->to_get[0], FLIGHT_QUEUED);
+	}
+	flight_step(a, f);
+}
+
+static bool flight_was_dead(struct agent *a, struct flight *f)
+{
+	if (!f->dead)
+		return false;
+	flight_free(a, f);
+	start_gets(a);
+	return true;
+}
+
+void agent_get_done(struct agent *a, uint64_t id, int r, void *data, size_t len)
+{
+	struct flight *f = job_take(a, id, JOB_FLIGHT);
+
+	if (!f || flight_was_dead(a, f)) {
+		free(data);
+		return;
+	}
+	if (!r && len != 1ULL << a->hello.block_shift) {
+		log_error("a block of %zu bytes came for a cache of %llu-byte blocks", len,
+			  1ULL << a->hello.block_shift);
+		r = -EPROTO;
+	}
+	data_answered(a, r);
+	if (r) {
+		free(data);
+		flight_drop_data(a, f);
+		flight_retry_later(a, f);
+		start_gets(a);
+		return;
+	}
+	f->data = data;
+	f->len = len;
+	f->attempt = 0;
+	a->stats.got_bytes += len;
+	flight_step(a, f);
+}
+
+void agent_publish_done(struct agent *a, uint64_t id, int r, uint64_t slot, uint64_t seq)
+{
+	struct flight *f = job_take(a, id, JOB_FLIGHT);
+
+	if (!f || flight_was_dead(a, f))
+		return;
+	switch (r) {
+	case 0:
+		slots_set(a->slots, slot, seq, &f->fp);
+		f->have_slot = true;
+		f->was_here = false;
+		f->slot = slot;
+		f->seq = seq;
+		flight_end_first(a, f, &a->stats.from_data);
+		break;
+	case -EEXIST:
+	case -ESTALE:
+	case -ENOENT:
+		flight_end_first(a, f, &a->stats.stale);
+		break;
+	case -ENOSPC: /* every slot is dirty or in use: only a push helps */
+		a->ops->want_push(a->ctx, 0, true);
+		flight_retry_later(a, f);
+		return;
+	default:
+		log_warn("cannot publish a block: %s", strerror(-r));
+		flight_retry_later(a, f);
+		return;
+	}
+	flight_step(a, f);
+}
+
+void agent_map_done(struct agent *a, uint64_t id, int r)
+{
+	struct wait *w = job_take(a, id, JOB_WAIT);
+	struct flight *f;
+
+	if (w) {
+		wait_zero_mapped(a, w, r);
+		return;
+	}
+	f = job_take(a, id, JOB_FLIGHT);
+	if (!f || flight_was_dead(a, f))
+		return;
+	switch (r) {
+	case 0:
+		flight_end_first(a, f,
+				 f->was_here || !f->data ? &a->stats.from_cache :
+							   &a->stats.from_data);
+		break;
+	case -EEXIST:
+		flight_end_first(a, f, &a->stats.stale);
+		break;
+	case -ESTALE:
+	case -ENOENT:
+		/* The slot was evicted, or the miss no longer waits: PUBLISH will tell which. */
+		slots_drop(a->slots, f->slot, f->seq);
+		f->have_slot = false;
+		break;
+	default:
+		log_warn("cannot map a block: %s", strerror(-r));
+		flight_retry_later(a, f);
+		return;
+	}
+	flight_step(a, f);
+}
+
+/* ---- time, and the end ---- */
+
+void fetch_tick(struct agent *a, uint64_t now)
+{
+	struct flight *f, *next_f;
+	struct wait *w, *next_w;
+
+	/* What fails again goes to the tail with a later time: each is looked at once. */
+	for (w = TAILQ_FIRST(&a->wait_retry); w; w = next_w) {
+		next_w = TAILQ_NEXT(w, in_retry);
+		if (w->retry_ns > now)
+			continue;
+		TAILQ_REMOVE(&a->wait_retry, w, in_retry);
+		w->retry_ns = 0;
+		wait_resolve(a, w);
+	}
+	for (f = TAILQ_FIRST(&a->flight_retry); f; f = next_f) {
+		next_f = TAILQ_NEXT(f, queue);
+		if (f->retry_ns > now)
+			continue;
+		flight_leave_queue(f);
+		flight_step(a, f);
+	}
+}
+
+uint64_t fetch_next_ns(struct agent *a)
+{
+	uint64_t next = UINT64_MAX;
+	struct flight *f;
+	struct wait *w;
+
+	TAILQ_FOREACH(w, &a->wait_retry, in_retry)
+		if (w->retry_ns < next)
+			next = w->retry_ns;
+	TAILQ_FOREACH(f, &a->flight_retry, queue)
+		if (f->retry_ns < next)
+			next = f->retry_ns;
+	return next;
+}
+
+/*
+ * The cache has gone. A flight whose data a PUBLISH is reading must outlive it; it is moved aside
+ * until the answer comes. All others end.
+ */
+void fetch_forget_all(struct agent *a)
+{
+	struct flight *f, *next_f;
+	struct wait *w, *next_w;
+	size_t i;
+
+	for (i = 0; i < HASH_BUCKETS; i++) {
+		for (w = LIST_FIRST(&a->waits[i]); w; w = next_w) {
+			next_w = LIST_NEXT(w, by_cookie);
+			if (w->flight)
+				TAILQ_REMOVE(&w->flight->waits, w, in_flight);
+			wait_free(a, w);
+		}
+	}
+	for (i = 0; i < HASH_BUCKETS; i++) {
+		for (f = LIST_FIRST(&a->flights[i]); f; f = next_f) {
+			next_f = LIST_NEXT(f, by_fp);
+			if (f->state != FLIGHT_PUBLISHING) {
+				flight_free(a, f);
+				continue;
+			}
+			f->dead = true;
+			LIST_REMOVE(f, by_fp);
+			LIST_INSERT_HEAD(&a->dead, f, by_fp);
+		}
+	}
+}
+
+void fetch_free_dead(struct agent *a)
+{
+	struct flight *f;
+
+	while ((f = LIST_FIRST(&a->dead)))
+		flight_free(a, f);
+}

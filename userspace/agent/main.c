@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+#include "agent/daemon.h"
+#include "base/log.h"
+
+static const char usage[] =
+	"Usage: vmdedup-agent [--conf FILE]\n"
+	"\n"
+	"The agent of a host: answers the misses of the host's cache, deduplicates and stores what\n"
+	"its virtual machines write, and, unless the configuration names meta servers, carries an\n"
+	"embedded meta and data server. One agent runs on a host; it needs root for the cache.\n"
+	"\n"
+	"  --conf FILE  configuration (default $VMDEDUP_CONF, or " CONFIG_DEFAULT_PATH ")\n"
+	"  --help       this text\n"
+	"  --version    the version\n"
+	"\n"
+	"Examples:\n"
+	"  vmdedup cluster init            create the cluster that the agent will serve\n"
+	"  vmdedup-agent                   run in the foreground\n"
+	"  systemctl start vmdedup-agent   run as a service\n"
+	"  vmdedup status                  what it does, and what it waits for\n";
+
+static struct daemon *running;
+
+static void on_signal(int number)
+{
+	daemon_stop(running);
+}
+
+/*
+ * The agent stands on the way that dirty pages take to be written: it must not wait for memory
+ * that only its own work can free. Set before any thread starts: threads inherit the one, the
+ * other is the process's.
+ */
+static void stay_out_of_reclaim(void)
+{
+	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0))
+		log_warn("cannot become an I/O flusher (%s): under memory pressure the agent may "
+			 "wait for itself; run it as root",
+			 strerror(errno));
+	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT))
+		log_warn("cannot lock memory (%s): under memory pressure the agent may wait for "
+			 "swap; raise LimitMEMLOCK",
+			 strerror(errno));
+}
+
+static int parse(int argc, char **argv, const char **conf)
+{
+	static const struct option options[] = {
+		{ "conf", required_argument, NULL, 'c' },
+		{ "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },
+		{ 0 },
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'c':
+			*conf = optarg;
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			exit(0);
+		case 'V':
+			printf("vmdedup-agent %s\n", VMDEDUP_VERSION);
+			exit(0);
+		default:
+			fputs("Try vmdedup-agent --help\n", stderr);
+			return -EINVAL;
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr, "vmdedup-agent: unexpected argument: %s\n", argv[optind]);
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int serve(const struct config *config)
+{
+	struct sigaction stop = { .sa_handler = on_signal };
+	struct sigaction ignore = { .sa_handler = SIG_IGN };
+	struct cache *cache = NULL;
+	struct error err = { 0 };
+	struct daemon *d;
+	int r;
+
+	if (config->cache) {
+		cache = cache_channel_new(config->cache, &err);
+		if (!cache)
+			goto fail;
+	}
+	d = daemon_new(config, cache, &err);
+	if (!d)
+		goto fail;
+	running = d;
+	sigaction(SIGPIPE, &ignore, NULL);
+	sigaction(SIGTERM, &stop, NULL);
+	sigaction(SIGINT, &stop, NULL);
+	r = daemon_run(d, &err);
+	if (r)
+		log_error("%s", err.text);
+	else
+		log_info("ending; misses wait for the next agent");
+	stop.sa_handler = SIG_DFL;
+	sigaction(SIGTERM, &stop, NULL);
+	sigaction(SIGINT, &stop, NULL);
+	if (!daemon_free(d)) {
+		log_warn("a push still waits for a server; it goes on when the agent is started again");
+		_exit(r ? 1 : 0);
+	}
+	return r;
+
+fail:
+	log_error("%s", err.text);
+	return err.code ? err.code : -EIO;
+}
+
+int main(int argc, char **argv)
+{
+	const char *conf = NULL;
+	struct error err = { 0 };
+	struct config config;
+	int r;
+
+	if (parse(argc, argv, &conf))
+		return 2;
+	if (config_load(&config, conf, &err)) {
+		log_error("%s", err.text);
+		return 2;
+	}
+	stay_out_of_reclaim();
+	r = serve(&config);
+	config_free(&config);
+	return r ? 1 : 0;
+}

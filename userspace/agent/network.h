@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The agent's network: the operations of struct agent_ops that go to meta and data servers.
+ *
+ * One thread gets blocks, many at a time. Two threads ask the meta server, one question at a time
+ * each, so that one that waits does not hold up all. Each thread has its own struct cluster.
+ * Answers come to the core on the loop's thread.
+ */
+#ifndef VMDEDUP_AGENT_NETWORK_H
+#define VMDEDUP_AGENT_NETWORK_H
+
+#include "agent/core.h"
+#include "agent/loop.h"
+#include "agent/nodes.h"
+#include "base/config.h"
+#include "lib/cluster.h"
+
+struct network;
+/* @meta: the endpoint of the meta server; copied. All other arguments outlive the network. */
+struct network *network_new(struct net_ctx *net, const struct config *config, const char *meta,
+			    struct loop *loop, struct nodes *nodes, struct error *err);
+void network_set_agent(struct network *n, struct agent *agent); /* before the first request */
+void network_stop(struct network *n); /* what waits is answered with -ECANCELED */
+void network_free(struct network *n);
+
+/* The loop's thread; see struct agent_ops. */
+void network_resolve(struct network *n, uint64_t id, const struct fp *root, uint64_t size,
+		     uint64_t block);
+void network_get(struct network *n, uint64_t id, const struct fp *fp);
+void network_image(struct network *n, uint64_t id, const char *name);
+void network_lease(struct network *n, uint64_t id, const struct uuid *cache, const char *host,
+		   const struct agent_lease *take);
+
+/* Any thread: the cluster's parameters; false: no meta server has answered yet. */
+bool network_params(struct network *n, struct cluster_params *params);
+
+/* A lease, asked for on any thread with a cluster of its own (the push thread's). */
+int network_take_lease(struct cluster *c, const struct uuid *cache, const char *host,
+		       struct agent_lease *lease, int timeout_ms, struct error *err);
+
+/* recipe_ops that read through the host's nodes, then from @below; what comes is kept. */
+struct node_source {
+	struct nodes *nodes;
+	bool memory_only; /* -EAGAIN instead of the file and @below */
+	const struct recipe_ops *below;
+	void *below_ctx;
+};
+extern const struct recipe_ops node_source_ops; /* ctx: struct node_source * */
+
+#endif

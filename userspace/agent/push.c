@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "agent/push.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+
+#define COMMIT_BATCH 512
+
+/* What is kept of an overlay until the kernel's COMMIT. */
+struct overlay {
+	uint64_t block, slot, seq;
+	struct fp fp;	  /* of the whole block; zero: zeros */
+	struct fp parent; /* of the block in the parent recipe */
+	bool own;	  /* complete, in a slot of its own that matches fp */
+	bool known;	  /* fp is the new recipe's */
+};
+
+/* One overlay while it is composed. */
+struct chunk_item {
+	struct dm_dedup_cut_entry entry;
+	struct overlay *overlay;
+	void *data;
+	void *base;
+	bool want_base; /* not here: get it from the data servers */
+	int r;
+};
+
+struct push {
+	const struct push_env *env;
+	const struct dm_dedup_volume_info *volume;
+	struct error *err;
+	struct dm_dedup_cut cut;
+	struct fp parent, root;
+	bool done; /* the meta server has committed this cut */
+	size_t block_size;
+	struct overlay *overlays;
+	size_t nr_overlays, room;
+	struct chunk_item chunk[PUSH_CHUNK];
+	void *buffers;
+};
+
+/* ---- compose one block; on any thread ---- */
+
+static bool sector_is_valid(const struct dm_dedup_cut_entry *e, size_t sector)
+{
+	return e->bitmap[sector / 8] & (1U << (sector % 8));
+}
+
+/* Puts the sectors that the overlay does not have from @base (NULL: zeros) into @data. */
+static void fill_from_base(const struct push *p, struct chunk_item *item, const void *base)
+{
+	size_t first, n, sectors = p->block_size >> 9;
+
+	for (first = 0; first < sectors; first += n) {
+		bool valid = sector_is_valid(&item->entry, first);
+
+		for (n = 1; first + n < sectors; n++)
+			if (sector_is_valid(&item->entry, first + n) != valid)
+				break;
+		if (valid)
+			continue;
+		if (base)
+			memcpy((char *)item->data + (first << 9), (char *)base + (first << 9),
+			       n << 9);
+		else
+			memset((char *)item->data + (first << 9), 0, n << 9);
+	}
+}
+
+static void name_block(const struct push *p, struct chunk_item *item, size_t i)
+{
+	if (mem_is_zero(item->data, p->block_size))
+		memset(&item->overlay->fp, 0, sizeof(item->overlay->fp));
+	else
+		fp_hash(p->env->hashers[i], item->data, p->block_size, &item->overlay->fp);
+}
+
+/* The base slot may have been evicted since it was listed, or be rotten: its content tells. */
+static bool read_base_slot(const struct push *p, struct chunk_item *item, size_t i)
+{
+	struct cache *c = p->env->cache;
+	struct fp fp;
+
+	if (c->ops->read_slot(c, item->entry.base_slot, item->base))
+		return false;
+	fp_hash(p->env->hashers[i], item->base, p->block_size, &fp);
+	return fp_equal(&fp, &item->overlay->parent);
+}
+
+static void compose(void *arg, size_t i)
+{
+	struct push *p = arg;
+	struct chunk_item *item = &p->chunk[i];
+	const struct dm_dedup_cut_entry *e = &item->entry;
+	struct cache *c = p->env->cache;
+
+	item->want_base = false;
+	item->r = 0;
+	if (e->flags & DM_DEDUP_CUT_NO_SLOT)
+		memset(item->data, 0, p->block_size);
+	else
+		item->r = c->ops->read_slot(c, e->slot, item->data);
+	if (item->r)
+		return;
+	if (!(e->flags & DM_DEDUP_CUT_COMPLETE)) {
+		if (e->base_kind == DM_DEDUP_BASE_ZERO || fp_is_zero(&item->overlay->parent)) {
+			fill_from_base(p, item, NULL);
+		} else if (e->base_kind == DM_DEDUP_BASE_SLOT && read_base_slot(p, item, i)) {
+			fill_from_base(p, item, item->base);
+		} else {
+			item->want_base = true;
+			return;
+		}
+	}
+	name_block(p, item, i);
+}
+
+static void compose_again(void *arg, size_t i)
+{
+	struct push *p = arg;
+	struct chunk_item *item = &p->chunk[i];
+
+	if (!item->want_base || item->r)
+		return;
+	fill_from_base(p, item, item->base);
+	name_block(p, item, i);
+}
+
+/* ---- a chunk of overlays ---- */
+
+struct bases {
+	struct push *p;
+	size_t index[PUSH_CHUNK];
+};
+
+static void got_base(void *arg, size_t n, int r, const void *data, size_t len)
+{
+	struct bases *b = arg;
+	struct chunk_item *item = &b->p->chunk[b->index[n]];
+
+	if (!r && len != b->p->block_size)
+		r = -EPROTO;
+	if (!r)
+		memcpy(item->base, data, len);
+	item->r = r;
+}
+
+static int get_bases(struct push *p, size_t count)
+{
+	struct bases b = { .p = p };
+	struct fp fps[PUSH_CHUNK];
+	size_t i, n = 0;
+	int r;
+
+	for (i = 0; i < count; i++) {
+		if (p->chunk[i].r || !p->chunk[i].want_base)
+			continue;
+		b.index[n] = i;
+		fps[n++] = p->chunk[i].overlay->parent;
+		p->chunk[i].r = -EIO; /* until it has come */
+	}
+	if (!n)
+		return 0;
+	r = p->env->net->get(p->env->net_ctx, fps, n, got_base, &b, p->err);
+	if (!r)
+		p->env->for_each(p->env->ctx, count, compose_again, p);
+	return r;
+}
+
+static int store_chunk(struct push *p, size_t count)
+{
+	struct overlay *o;
+	size_t i;
+	int r;
+
+	for (i = 0; i < count; i++) {
+		o = p->chunk[i].overlay;
+		if (p->chunk[i].r)
+			return error_set(p->err, p->chunk[i].r,
+					 "cannot read block %llu of volume %s: %s",
+					 (unsigned long long)o->block, p->volume->name,
+					 strerror(-p->chunk[i].r));
+		o->own = p->chunk[i].entry.flags & DM_DEDUP_CUT_COMPLETE &&
+			 !(p->chunk[i].entry.flags & DM_DEDUP_CUT_NO_SLOT);
+		o->known = true;
+		if (fp_is_zero(&o->fp) || fp_equal(&o->fp, &o->parent))
+			continue;
+		r = p->env->net->block(p->env->net_ctx, &o->fp, p->chunk[i].data, p->block_size,
+				       p->err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static int look_up(struct push *p, const struct fp *root, uint64_t block, struct fp *fp)
+{
+	return recipe_lookup(root, p->volume->size, p->env->block_shift, p->env->algorithm, block,
+			     p->env->net->recipe, p->env->net->recipe_ctx, fp, p->err);
+}
+
+static int push_chunk(struct push *p, size_t count)
+{
+	size_t i;
+	int r;
+
+	for (i = 0; i < count; i++) {
+		struct overlay *o = p->chunk[i].overlay;
+
+		r = look_up(p, &p->parent, o->block, &o->parent);
+		if (r)
+			return r;
+	}
+	p->env->for_each(p->env->ctx, count, compose, p);
+	r = get_bases(p, count);
+	return r ? r : store_chunk(p, count);
+}
+
+/* The cut is committed: find out which overlays' slots hold what the new recipe names. */
+static int recognize_chunk(struct push *p, size_t count)
+{
+	struct overlay *o;
+	struct fp fp;
+	size_t i;
+	int r;
+
+	for (i = 0; i < count; i++) {
+		o = p->chunk[i].overlay;
+		/* Only complete ones are composed: for them the base does not matter. */
+		if (!(p->chunk[i].entry.flags & DM_DEDUP_CUT_COMPLETE))
+			p->chunk[i].entry.base_kind = DM_DEDUP_BASE_ZERO;
+	}
+	p->env->for_each(p->env->ctx, count, compose, p);
+	for (i = 0; i < count; i++) {
+		o = p->chunk[i].overlay;
+		r = look_up(p, &p->root, o->block, &fp);
+		if (r)
+			return r;
+		o->own = p->chunk[i].entry.flags & DM_DEDUP_CUT_COMPLETE &&
+			 !(p->chunk[i].entry.flags & DM_DEDUP_CUT_NO_SLOT) && !p->chunk[i].r &&
+			 fp_equal(&fp, &o->fp);
+		o->fp = fp;
+		o->known = true;
+	}
+	return 0;
+}
+
+/* ---- all overlays of the cut ---- */
+
+static int add_overlays(struct push *p, size_t count)
+{
+	struct overlay *bigger;
+	size_t i, room = p->room;
+
+	while (p->nr_overlays + count > room)
+		room = room ? room * 2 : 256;
+	if (room != p->room) {
+		bigger = realloc(p->overlays, room * sizeof(*bigger));
+		if (!bigger)
+			return error_set(p->err, -ENOMEM, "out of memory for a push of volume %s",
+					 p->volume->name);
+		p->overlays = bigger;
+		p->room = room;
+	}
+	for (i = 0; i < count; i++) {
+		struct overlay *o = &p->overlays[p->nr_overlays + i];
+		struct chunk_item *item = &p->chunk[i];
+
+		memset(o, 0, sizeof(*o));
+		o->block = item->entry.block;
+		o->slot = item->entry.slot;
+		o->seq = item->entry.seq;
+		item->overlay = o;
+		item->data = (char *)p->buffers + 2 * i * p->block_size;
+		item->base = (char *)item->data + p->block_size;
+	}
+	p->nr_overlays += count;
+	return 0;
+}
+
+static int push_overlays(struct push *p)
+{
+	struct dm_dedup_cut_entry entries[PUSH_CHUNK];
+	struct cache *c = p->env->cache;
+	uint64_t cursor = 0;
+	size_t count, i;
+	int r;
+
+	while (cursor != ~0ULL) {
+		count = PUSH_CHUNK;
+		r = c->ops->list_cut(c, p->volume->volume, p->cut.cut, &cursor, entries, &count);
+		if (r)
+			return error_set(p->err, r, "cannot list cut %llu of volume %s: %s",
+					 (unsigned long long)p->cut.cut, p->volume->name,
+					 strerror(-r));
+		for (i = 0; i < count; i++)
+			p->chunk[i].entry = entries[i];
+		r = add_overlays(p, count);
+		if (!r)
+			r = p->done ? recognize_chunk(p, count) : push_chunk(p, count);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static int by_block(const void *a, const void *b)
+{
+	const struct overlay *x = a, *y = b;
+
+	return x->block < y->block ? -1 : x->block > y->block;
+}
+
+static int make_root(struct push *p)
+{
+	CLEANUP_FREE struct recipe_change *changes = NULL;
+	size_t i, n = 0;
+
+	qsort(p->overlays, p->nr_overlays, sizeof(*p->overlays), by_block);
+	changes = malloc(MAX(p->nr_overlays, 1) * sizeof(*changes));
+	if (!changes)
+		return error_set(p->err, -ENOMEM, "out of memory for a push of volume %s",
+				 p->volume->name);
+	for (i = 0; i < p->nr_overlays; i++) {
+		if (i && p->overlays[i].block == p->overlays[i - 1].block)
+			return error_set(p->err, -EUCLEAN, "block %llu is listed twice in a cut",
+					 (unsigned long long)p->overlays[i].block);
+		if (fp_equal(&p->overlays[i].fp, &p->overlays[i].parent))
+			continue;
+		changes[n].block = p->overlays[i].block;
+		changes[n++].fp = p->overlays[i].fp;
+	}
+	if (!n) {
+		p->root = p->parent;
+		return 0;
+	}
+	return recipe_update(&p->parent, p->volume->size, p->env->block_shift, p->env->algorithm,
+			     changes, n, p->env->net->recipe, p->env->net->recipe_ctx, &p->root,
+			     p->err);
+}
+
+/* ---- the kernel's COMMIT ---- */
+
+static void choose_replacements(struct push *p, const struct overlay *o,
+				struct dm_dedup_replacement *r, size_t count)
+{
+	uint64_t slots[COMMIT_BATCH], seqs[COMMIT_BATCH] = { 0 };
+	struct fp fps[COMMIT_BATCH];
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		fps[i] = o[i].fp;
+	p->env->find_slots(p->env->ctx, fps, count, slots, seqs);
+	for (i = 0; i < count; i++) {
+		memset(&r[i], 0, sizeof(r[i]));
+		r[i].block = o[i].block;
+		if (!o[i].known) {
+			r[i].kind = DM_DEDUP_BASE_NONE;
+		} else if (fp_is_zero(&o[i].fp)) {
+			r[i].kind = DM_DEDUP_BASE_ZERO;
+		} else if (seqs[i]) { /* another volume, or this one, has it already */
+			r[i].kind = DM_DEDUP_BASE_SLOT;
+			r[i].slot = slots[i];
+			r[i].seq = seqs[i];
+		} else if (o[i].own) {
+			r[i].kind = DM_DEDUP_BASE_OWN;
+			r[i].slot = o[i].slot;
+			r[i].seq = o[i].seq;
+		}
+		if (r[i].kind == DM_DEDUP_BASE_OWN || r[i].kind == DM_DEDUP_BASE_SLOT)
+			memcpy(r[i].fp, o[i].fp.b, FP_SIZE);
+	}
+}
+
+static void note_clean(struct push *p, const struct dm_dedup_replacement *r, size_t count)
+{
+	struct dm_dedup_clean_entry clean[COMMIT_BATCH];
+	size_t i, n = 0;
+
+	for (i = 0; i < count; i++) {
+		if (r[i].kind != DM_DEDUP_BASE_OWN || r[i].result)
+			continue;
+		clean[n].slot = r[i].slot;
+		clean[n].seq = r[i].seq;
+		memcpy(clean[n].fp, r[i].fp, FP_SIZE);
+		n++;
+	}
+	if (n)
+		p->env->clean_slots(p->env->ctx, clean, n);
+}
+
+static int commit_to_kernel(struct push *p)
+{
+	struct dm_dedup_replacement *r;
+	struct cache *c = p->env->cache;
+	size_t at = 0, n;
+	int ret;
+
+	/* All of them at hand until the last batch has answered: slots become CLEAN with it. */
+	r = calloc(MAX(p->nr_overlays, 1), sizeof(*r));
+	if (!r)
+		return error_set(p->err, -ENOMEM, "out of memory for a push of volume %s",
+				 p->volume->name);
+	do {
+		n = MIN(p->nr_overlays - at, COMMIT_BATCH);
+		choose_replacements(p, p->overlays + at, r + at, n);
+		ret = c->ops->commit(c, p->volume->volume, p->cut.cut, p->root.b,
+				     p->cut.lease_epoch, r + at, n, at + n < p->nr_overlays);
+		at += n;
+	} while (!ret && at < p->nr_overlays);
+	if (ret && ret != -EALREADY) {
+		error_set(p->err, ret, "the cache refused the COMMIT of cut %llu of volume %s: %s",
+			  (unsigned long long)p->cut.cut, p->volume->name, strerror(-ret));
+		goto free_replacements;
+	}
+	for (at = 0; !ret && at < p->nr_overlays; at += n) {
+		n = MIN(p->nr_overlays - at, COMMIT_BATCH);
+		note_clean(p, r + at, n);
+	}
+	ret = 0;
+free_replacements:
+	free(r);
+	return ret;
+}
+
+/* ---- the whole ---- */
+
+static int cut_volume(struct push *p)
+{
+	struct cache *c = p->env->cache;
+	int r;
+
+	p->cut.volume = p->volume->volume;
+	r = c->ops->cut(c, &p->cut);
+	if (r)
+		return error_set(p->err, r, "cannot cut volume %s: %s", p->volume->name,
+				 r == -ESHUTDOWN ? "it has diverged or is fenced" : strerror(-r));
+	memcpy(p->parent.b, p->cut.root, FP_SIZE);
+	return 0;
+}
+
+static int push_begun(struct push *p, struct push_result *result)
+{
+	int r;
+
+	r = push_overlays(p);
+	if (r)
+		return r;
+	if (!p->done) {
+		r = make_root(p);
+		if (!r)
+			r = p->env->net->commit(p->env->net_ctx, &p->root, result, p->err);
+		if (r)
+			return r;
+	}
+	result->blocks = p->nr_overlays;
+	result->root = p->root;
+	return commit_to_kernel(p);
+}
+
+int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *volume,
+		bool make_version, const char *label, struct push_result *result,
+		struct error *err)
+{
+	struct push p = {
+		.env = env,
+		.volume = volume,
+		.err = err,
+		.block_size = (size_t)1 << env->block_shift,
+	};
+	struct push_name name = { .make_version = make_version, .label = label };
+	int r;
+
+	memset(result, 0, sizeof(*result));
+	r = cut_volume(&p);
+	if (r)
+		return r;
+	result->cut = p.cut.cut;
+	result->root = p.parent;
+	if (!p.cut.cut)
+		return 0;
+	if (posix_memalign(&p.buffers, 4096, 2 * PUSH_CHUNK * p.block_size))
+		return error_set(err, -ENOMEM, "out of memory for a push of volume %s",
+				 volume->name);
+	memcpy(name.image, volume->image, sizeof(name.image));
+	name.lease_epoch = p.cut.lease_epoch;
+	name.cut = p.cut.cut;
+	name.parent = p.parent;
+	r = env->net->begin(env->net_ctx, &name, &p.done, &p.root, err);
+	if (!r) {
+		r = push_begun(&p, result);
+		env->net->end(env->net_ctx);
+	}
+	free(p.overlays);
+	free(p.buffers);
+	return r;
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <string.h>
+#include "agent/push_cluster.h"
+
+#define GET_TIMEOUT_MS 30000
+
+static ProtobufCBinaryData bytes(const void *data, size_t len)
+{
+	return (ProtobufCBinaryData){ .len = len, .data = (uint8_t *)data };
+}
+
+static int begin(void *ctx, const struct push_name *name, bool *done, struct fp *root,
+		 struct error *err)
+{
+	Vmdedup__PushBegin msg = VMDEDUP__PUSH_BEGIN__INIT;
+	struct push_cluster *s = ctx;
+	struct error own = { 0 };
+
+	msg.image = bytes(name->image, sizeof(name->image));
+	msg.lease_epoch = name->lease_epoch;
+	msg.cut = name->cut;
+	msg.parent_root = bytes(name->parent.b, sizeof(name->parent.b));
+	msg.make_version = name->make_version;
+	if (name->label)
+		msg.label = (char *)name->label;
+	s->push = cluster_push_begin(s->cluster, &msg, root, &own);
+	*done = !s->push && own.code == -EALREADY;
+	if (!s->push && !*done) {
+		if (err)
+			*err = own;
+		return own.code ? own.code : -EIO;
+	}
+	s->source.below = s->push ? &cluster_push_recipe_ops : &cluster_recipe_ops;
+	s->source.below_ctx = s->push ? (void *)s->push : (void *)s->cluster;
+	return 0;
+}
+
+static int block(void *ctx, const struct fp *fp, const void *data, size_t len, struct error *err)
+{
+	struct push_cluster *s = ctx;
+
+	return cluster_push_block(s->push, fp, data, len, err);
+}
+
+static int commit(void *ctx, const struct fp *root, struct push_result *result, struct error *err)
+{
+	Vmdedup__PushCommitReply *reply = NULL;
+	struct cluster_push_stats stats;
+	struct push_cluster *s = ctx;
+	int r;
+
+	r = cluster_push_commit(s->push, root, &reply, err);
+	if (r)
+		return r;
+	cluster_push_stats(s->push, &stats);
+	result->new_blocks = stats.new_blocks;
+	result->bytes_sent = stats.bytes_sent;
+	if (reply) {
+		result->version = reply->version;
+		vmdedup__push_commit_reply__free_unpacked(reply, NULL);
+	}
+	return 0;
+}
+
+static void end(void *ctx)
+{
+	struct push_cluster *s = ctx;
+
+	if (s->push)
+		cluster_push_free(s->push);
+	s->push = NULL;
+}
+
+static int get(void *ctx, const struct fp *fps, size_t count,
+	       void (*got)(void *arg, size_t index, int r, const void *data, size_t len),
+	       void *arg, struct error *err)
+{
+	struct push_cluster *s = ctx;
+
+	return cluster_get(s->cluster, fps, count, GET_TIMEOUT_MS, got, arg, err);
+}
+
+void push_cluster_init(struct push_cluster *s, struct nodes *nodes)
+{
+	memset(s, 0, sizeof(*s));
+	s->source.nodes = nodes;
+	s->net.begin = begin;
+	s->net.block = block;
+	s->net.commit = commit;
+	s->net.end = end;
+	s->net.get = get;
+	s->net.recipe = &node_source_ops;
+	s->net.recipe_ctx = &s->source;
+}
+
+int push_cluster_release(struct push_cluster *s, const struct uuid *image,
+			 const struct uuid *cache, uint64_t epoch, int timeout_ms,
+			 struct error *err)
+{
+	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
+	Vmdedup__LeaseRelease release = VMDEDUP__LEASE_RELEASE__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	release.image = bytes(image->b, sizeof(image->b));
+	release.cache = bytes(cache->b, sizeof(cache->b));
+	release.epoch = epoch;
+	msg.body_case = VMDEDUP__REQUEST__BODY_LEASE_RELEASE;
+	msg.lease_release = &release;
+	r = cluster_mutate(s->cluster, &msg, NULL, 0, timeout_ms, &reply, err);
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+int push_cluster_snapshot(struct push_cluster *s, const char *name, const char *label,
+			  int timeout_ms, struct push_result *result, struct error *err)
+{
+	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Snapshot snapshot = VMDEDUP__SNAPSHOT__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	snapshot.name = (char *)name;
+	if (label)
+		snapshot.label = (char *)label;
+	msg.body_case = VMDEDUP__REQUEST__BODY_SNAPSHOT;
+	msg.snapshot = &snapshot;
+	r = cluster_mutate(s->cluster, &msg, NULL, 0, timeout_ms, &reply, err);
+	if (!r && reply.header->body_case == VMDEDUP__REPLY__BODY_IMAGE)
+		result->version = reply.header->image->version;
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}

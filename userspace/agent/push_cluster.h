@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The servers of a push (struct push_net), by the client library. Belongs to the push thread. */
+#ifndef VMDEDUP_AGENT_PUSH_CLUSTER_H
+#define VMDEDUP_AGENT_PUSH_CLUSTER_H
+
+#include "agent/network.h"
+#include "agent/push.h"
+#include "lib/cluster.h"
+
+struct push_cluster {
+	struct cluster *cluster;   /* set by the owner before a push */
+	struct cluster_push *push; /* NULL when the meta server had committed the cut */
+	struct node_source source;
+	struct push_net net;
+};
+
+void push_cluster_init(struct push_cluster *s, struct nodes *nodes);
+/* Give a lease back. */
+int push_cluster_release(struct push_cluster *s, const struct uuid *image,
+			 const struct uuid *cache, uint64_t epoch, int timeout_ms,
+			 struct error *err);
+/* A version of a head that stands already. */
+int push_cluster_snapshot(struct push_cluster *s, const char *name, const char *label,
+			  int timeout_ms, struct push_result *result, struct error *err);
+
+#endif

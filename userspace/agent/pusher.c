@@ -1,0 +1,672 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include "agent/push_cluster.h"
+#include "agent/pusher.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+#define LOOK_EVERY_MS	 2000 /* at the volumes' age and dirty bytes */
+#define RETRY_FIRST_MS	 1000
+#define RETRY_LAST_MS	 60000
+#define OPEN_TIMEOUT_MS	 3000
+#define META_TIMEOUT_MS	 5000
+#define MAX_WANTS	 256 /* volumes with a wish or a failure; beyond it the look finds them */
+
+/* A volume that wants a push, or whose last one failed. */
+struct want {
+	uint64_t volume; /* 0: free */
+	bool wanted;
+	bool taken; /* by the look that is under way */
+	unsigned int failures;
+	uint64_t not_before_ns;
+	char trouble[256];
+};
+
+struct pusher {
+	struct pusher_params params;
+	struct pool *pool;
+	pthread_t thread;
+	struct push_env env;
+	struct push_cluster servers;
+
+	pthread_mutex_t lock; /* guards all below */
+	pthread_cond_t some;
+	struct pusher_task *first, **last;
+	struct want wants[MAX_WANTS];
+	bool want_space; /* writers wait for slots */
+	struct uuid cache_uuid;
+	bool stop, ended;
+	struct pusher_stats stats;
+};
+
+/* ---- what a push calls ---- */
+
+static void for_each(void *ctx, size_t n, void (*fn)(void *arg, size_t i), void *arg)
+{
+	struct pusher *p = ctx;
+
+	pool_for_each(p->pool, n, fn, arg);
+}
+
+struct find {
+	struct agent *agent;
+	const struct fp *fps;
+	size_t count;
+	uint64_t *slots, *seqs;
+	const struct dm_dedup_clean_entry *clean;
+};
+
+static void find_in_loop(void *arg)
+{
+	struct find *f = arg;
+	size_t i;
+
+	for (i = 0; i < f->count; i++)
+		if (fp_is_zero(&f->fps[i]) ||
+		    !agent_find_slot(f->agent, &f->fps[i], &f->slots[i], &f->seqs[i]))
+			f->seqs[i] = 0;
+}
+
+static void find_slots(void *ctx, const struct fp *fps, size_t count, uint64_t *slots,
+		       uint64_t *seqs)
+{
+	struct pusher *p = ctx;
+	struct find f = { p->params.agent, fps, count, slots, seqs, NULL };
+
+	memset(seqs, 0, count * sizeof(*seqs));
+	loop_call(p->params.loop, find_in_loop, &f);
+}
+
+static void clean_in_loop(void *arg)
+{
+	struct find *f = arg;
+
+	agent_clean_slots(f->agent, f->clean, f->count);
+}
+
+static void clean_slots(void *ctx, const struct dm_dedup_clean_entry *slots, size_t count)
+{
+	struct pusher *p = ctx;
+	struct find f = { p->params.agent, NULL, count, NULL, NULL, slots };
+
+	loop_call(p->params.loop, clean_in_loop, &f);
+}
+
+/* ---- one volume ---- */
+
+static int find_volume(struct pusher *p, const struct pusher_task *task,
+		       struct dm_dedup_volume_info *found, struct error *err)
+{
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	struct uuid uuid;
+	bool by_uuid = !uuid_from_text(&uuid, task->name);
+	size_t i, count;
+	int r;
+
+	r = cache_volumes(p->params.cache, &infos, &count);
+	if (r)
+		return error_set(err, r, "cannot list the volumes of the cache: %s",
+				 r == -ENODEV ? "it is not connected" : strerror(-r));
+	for (i = 0; i < count; i++) {
+		if (task->volume ? infos[i].volume == task->volume :
+		    by_uuid	 ? !memcmp(infos[i].image, uuid.b, sizeof(uuid.b)) :
+				   !strcmp(infos[i].name, task->name)) {
+			*found = infos[i];
+			return 0;
+		}
+	}
+	return error_set(err, -ENOENT, "there is no volume of image %s on this host", task->name);
+}
+
+static void holder(struct pusher *p, struct uuid *cache)
+{
+	pthread_mutex_lock(&p->lock);
+	*cache = p->cache_uuid;
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* Only the meta server's word on the lease itself stops a volume. */
+static void fence_if_lost(struct pusher *p, const struct dm_dedup_volume_info *v)
+{
+	struct agent_lease lease = { .confirm_only = true, .epoch = v->lease_epoch };
+	struct error err = { 0 };
+	struct uuid cache;
+	int r;
+
+	memcpy(lease.image.b, v->image, sizeof(lease.image.b));
+	holder(p, &cache);
+	r = network_take_lease(p->servers.cluster, &cache, p->params.host, &lease, META_TIMEOUT_MS,
+			       &err);
+	if (r != -ESTALE)
+		return;
+	log_error("volume %s: its lease (epoch %llu) is no longer this host's: writes stop, and what "
+		  "was not pushed waits to be recovered as a new image",
+		  v->name, (unsigned long long)v->lease_epoch);
+	r = p->params.cache->ops->fence(p->params.cache, v->volume, v->lease_epoch);
+	if (r)
+		log_error("cannot fence volume %s: %s", v->name, strerror(-r));
+}
+
+static int need_cluster(struct pusher *p, struct error *err)
+{
+	const struct pusher_params *m = &p->params;
+	unsigned int i;
+
+	if (!p->servers.cluster) {
+		p->servers.cluster = cluster_open(m->net, m->config, m->meta, "agent",
+						  OPEN_TIMEOUT_MS, err);
+		if (!p->servers.cluster)
+			return err->code ? err->code : -ETIMEDOUT;
+		p->env.block_shift = cluster_params(p->servers.cluster)->block_shift;
+		p->env.algorithm = cluster_params(p->servers.cluster)->algorithm;
+	}
+	for (i = 0; i < PUSH_CHUNK; i++) {
+		if (!p->env.hashers[i])
+			p->env.hashers[i] = cluster_hasher(p->servers.cluster);
+		if (!p->env.hashers[i])
+			return error_set(err, -ENOMEM, "out of memory for digests");
+	}
+	return 0;
+}
+
+static int push_once(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
+		     const char *label, struct push_result *result, struct error *err)
+{
+	int r;
+
+	memset(result, 0, sizeof(*result));
+	r = need_cluster(p, err);
+	if (!r)
+		r = push_volume(&p->env, v, make_version, label, result, err);
+	if (r == -ESTALE)
+		fence_if_lost(p, v);
+	if (r)
+		return r;
+	if (!result->cut)
+		return 0;
+	pthread_mutex_lock(&p->lock);
+	p->stats.pushes++;
+	p->stats.blocks += result->blocks;
+	p->stats.new_blocks += result->new_blocks;
+	p->stats.bytes_sent += result->bytes_sent;
+	pthread_mutex_unlock(&p->lock);
+	log_info("volume %s: pushed cut %llu: %llu blocks, %llu new", v->name,
+		 (unsigned long long)result->cut, (unsigned long long)result->blocks,
+		 (unsigned long long)result->new_blocks);
+	return 0;
+}
+
+static bool can_be_pushed(const struct dm_dedup_volume_info *v)
+{
+	return v->flags & DM_DEDUP_VOL_GRANTED &&
+	       !(v->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL |
+			     DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED));
+}
+
+static bool is_unpushed(const struct dm_dedup_volume_info *v)
+{
+	return v->flags & DM_DEDUP_VOL_DIRTY || v->dirty_bytes || v->closed_cut > v->committed_cut;
+}
+
+/* ---- wants and failures; under the lock ---- */
+
+static struct want *want_find(struct pusher *p, uint64_t volume, bool create)
+{
+	struct want *empty = NULL;
+	size_t i;
+
+	for (i = 0; i < MAX_WANTS; i++) {
+		if (p->wants[i].volume == volume)
+			return &p->wants[i];
+		if (!p->wants[i].volume && !empty)
+			empty = &p->wants[i];
+	}
+	if (!create || !empty)
+		return NULL;
+	memset(empty, 0, sizeof(*empty));
+	empty->volume = volume;
+	return empty;
+}
+
+static void note_push(struct pusher *p, const struct dm_dedup_volume_info *v, int r,
+		      const struct error *err)
+{
+	struct want *w;
+	uint64_t ms;
+
+	pthread_mutex_lock(&p->lock);
+	w = want_find(p, v->volume, r);
+	if (!r) {
+		if (w)
+			w->volume = 0;
+		p->stats.trouble[0] = 0;
+	} else if (w) {
+		ms = (uint64_t)RETRY_FIRST_MS << MIN(w->failures, 10);
+		w->not_before_ns = clock_mono_ns() + MIN(ms, RETRY_LAST_MS) * 1000000ULL;
+		w->failures++;
+		w->wanted = true;
+		if (strcmp(w->trouble, err->text))
+			log_warn("push of volume %s waits: %s", v->name, err->text);
+		snprintf(w->trouble, sizeof(w->trouble), "%.255s", err->text);
+		snprintf(p->stats.trouble, sizeof(p->stats.trouble), "push of %.40s waits: %.255s",
+			 v->name, err->text);
+	}
+	pthread_mutex_unlock(&p->lock);
+}
+
+static bool is_due(struct pusher *p, const struct dm_dedup_volume_info *v, bool space)
+{
+	const struct config *c = p->params.config;
+	struct want *w;
+	bool due;
+
+	if (!can_be_pushed(v) || !is_unpushed(v))
+		return false;
+	pthread_mutex_lock(&p->lock);
+	w = want_find(p, v->volume, false);
+	due = space || (w && w->taken);
+	if (c->push_age_s)
+		due |= v->oldest_ms >= c->push_age_s * 1000 ||
+		       v->dirty_bytes >= c->push_bytes;
+	if (w && clock_mono_ns() < w->not_before_ns)
+		due = false;
+	pthread_mutex_unlock(&p->lock);
+	return due;
+}
+
+static void take_wants(struct pusher *p)
+{
+	uint64_t now = clock_mono_ns();
+	struct want *w;
+
+	pthread_mutex_lock(&p->lock);
+	for (w = p->wants; w < p->wants + MAX_WANTS; w++) {
+		w->taken = w->volume && (w->wanted || w->taken) && w->not_before_ns <= now;
+		if (w->taken)
+			w->wanted = false;
+	}
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* What was wanted and is not there any more, or is clean, leaves the table. */
+static void drop_taken(struct pusher *p)
+{
+	struct want *w;
+
+	pthread_mutex_lock(&p->lock);
+	for (w = p->wants; w < p->wants + MAX_WANTS; w++)
+		if (w->taken && !w->wanted)
+			memset(w, 0, sizeof(*w));
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* Every volume that is due, the one with most dirty bytes first. */
+static void push_what_is_due(struct pusher *p, bool space)
+{
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	struct push_result result;
+	struct error err;
+	size_t i, count, best;
+	int r;
+
+	if (cache_volumes(p->params.cache, &infos, &count))
+		count = 0; /* not connected: when it is, the next look finds what is due */
+	take_wants(p);
+	for (;;) {
+		best = count;
+		for (i = 0; i < count; i++)
+			if (is_due(p, &infos[i], space) &&
+			    (best == count || infos[i].dirty_bytes > infos[best].dirty_bytes))
+				best = i;
+		if (best == count)
+			break;
+		memset(&err, 0, sizeof(err));
+		r = push_once(p, &infos[best], false, NULL, &result, &err);
+		note_push(p, &infos[best], r, &err);
+		infos[best].flags &= ~DM_DEDUP_VOL_GRANTED; /* looked at */
+		pthread_mutex_lock(&p->lock);
+		r = p->first || p->stop;
+		pthread_mutex_unlock(&p->lock);
+		if (r) /* people come first */
+			return;
+	}
+	drop_taken(p);
+}
+
+/* ---- what people ask for ---- */
+
+static int task_push(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	int r;
+
+	r = find_volume(p, task, &v, &task->err);
+	if (r)
+		return r;
+	if (!can_be_pushed(&v))
+		return error_set(&task->err, -EROFS, "volume %s cannot be pushed: it %s", v.name,
+				 v.flags & DM_DEDUP_VOL_EPHEMERAL ? "is ephemeral" :
+				 v.flags & DM_DEDUP_VOL_READONLY  ? "is read-only" :
+				 v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED) ?
+								    "has diverged from its image" :
+								    "holds no lease");
+	r = push_once(p, &v, task->make_version, task->label, &task->result, &task->err);
+	note_push(p, &v, r, &task->err);
+	if (!r && !task->result.cut && task->make_version)
+		r = push_cluster_snapshot(&p->servers, v.name, task->label, META_TIMEOUT_MS,
+					  &task->result, &task->err);
+	return r;
+}
+
+static int push_to_the_end(struct pusher *p, struct pusher_task *task,
+			   const struct dm_dedup_volume_info *v)
+{
+	struct push_result one;
+	int r;
+
+	/* A cut that was closed before may leave open overlays above it: twice at most. */
+	do {
+		r = push_once(p, v, false, NULL, &one, &task->err);
+		note_push(p, v, r, &task->err);
+		if (r)
+			return r;
+		if (!one.cut)
+			break;
+		task->result.cut = one.cut;
+		task->result.root = one.root;
+		task->result.blocks += one.blocks;
+		task->result.new_blocks += one.new_blocks;
+		task->result.bytes_sent += one.bytes_sent;
+	} while (true);
+	return 0;
+}
+
+static int release_volume(struct pusher *p, const struct dm_dedup_volume_info *v, bool discard,
+			  struct error *err)
+{
+	struct cache *c = p->params.cache;
+	int r;
+
+	r = c->ops->release(c, v->volume, v->lease_epoch,
+			    discard ? DM_DEDUP_RELEASE_DISCARD : 0);
+	if (r == -EBUSY)
+		return error_set(err, r, "volume %s is still open or holds unpushed data", v->name);
+	if (r)
+		return error_set(err, r, "cannot release volume %s: %s", v->name, strerror(-r));
+	return 0;
+}
+
+static int task_detach(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	struct uuid image, cache;
+	bool leased, discard;
+	int r;
+
+	r = find_volume(p, task, &v, &task->err);
+	if (r)
+		return r;
+	if (v.flags & DM_DEDUP_VOL_OPEN)
+		return error_set(&task->err, -EBUSY,
+				 "volume %s is still open: remove its device first (dmsetup remove)",
+				 v.name);
+	leased = v.flags & DM_DEDUP_VOL_GRANTED && v.lease_epoch &&
+		 !(v.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
+	discard = task->discard || v.flags & DM_DEDUP_VOL_EPHEMERAL;
+	if (is_unpushed(&v) && !discard) {
+		if (task->no_push)
+			return error_set(&task->err, -EBUSY,
+					 "volume %s holds %llu bytes that were not pushed", v.name,
+					 (unsigned long long)v.dirty_bytes);
+		r = push_to_the_end(p, task, &v);
+		if (r)
+			return r;
+	}
+	if (leased) {
+		r = need_cluster(p, &task->err);
+		if (r)
+			return r;
+	}
+	/* First the cache gives the grant up durably, then the meta server may give it away. */
+	r = release_volume(p, &v, discard, &task->err);
+	if (r || !leased)
+		return r;
+	memcpy(image.b, v.image, sizeof(image.b));
+	holder(p, &cache);
+	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
+				    &task->err);
+}
+
+static int task_discard(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	int r;
+
+	r = find_volume(p, task, &v, &task->err);
+	if (!r && v.flags & DM_DEDUP_VOL_EPHEMERAL && !(v.flags & DM_DEDUP_VOL_OPEN))
+		r = release_volume(p, &v, true, &task->err);
+	return r;
+}
+
+static void run_task(struct pusher *p, struct pusher_task *task)
+{
+	uint64_t start = clock_mono_ns();
+	int r;
+
+	switch (task->kind) {
+	case TASK_PUSH:
+		r = task_push(p, task);
+		break;
+	case TASK_DETACH:
+		r = task_detach(p, task);
+		break;
+	case TASK_DISCARD:
+		r = task_discard(p, task);
+		break;
+	default:
+		r = -EINVAL;
+	}
+	if (r && !task->err.code)
+		error_set(&task->err, r, "%s", strerror(-r));
+	task->milliseconds = (clock_mono_ns() - start) / 1000000;
+	loop_post(p->params.loop, &task->work);
+}
+
+/* ---- the thread ---- */
+
+static struct pusher_task *take_task(struct pusher *p)
+{
+	struct pusher_task *task = p->first;
+
+	if (task) {
+		p->first = task->next;
+		if (!p->first)
+			p->last = &p->first;
+	}
+	return task;
+}
+
+static bool something_wanted(struct pusher *p)
+{
+	size_t i;
+
+	for (i = 0; i < MAX_WANTS; i++)
+		if (p->wants[i].volume && (p->wants[i].wanted || p->wants[i].taken) &&
+		    p->wants[i].not_before_ns <= clock_mono_ns())
+			return true;
+	return p->want_space;
+}
+
+/* Waits for a task, a wish, the end, or the next look at the volumes. Under the lock. */
+static void wait_for_some(struct pusher *p)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += LOOK_EVERY_MS / 1000;
+	while (!p->first && !p->stop && !something_wanted(p))
+		if (pthread_cond_timedwait(&p->some, &p->lock, &until) == ETIMEDOUT)
+			break;
+}
+
+static void *pusher_thread(void *arg)
+{
+	struct pusher *p = arg;
+	struct pusher_task *task;
+	bool space;
+
+	pthread_mutex_lock(&p->lock);
+	while (!p->stop) {
+		wait_for_some(p);
+		task = take_task(p);
+		space = p->want_space && !task;
+		if (space)
+			p->want_space = false;
+		pthread_mutex_unlock(&p->lock);
+		if (task)
+			run_task(p, task);
+		else
+			push_what_is_due(p, space);
+		pthread_mutex_lock(&p->lock);
+	}
+	while ((task = take_task(p))) {
+		error_set(&task->err, -ECANCELED, "the agent is ending");
+		loop_post(p->params.loop, &task->work);
+	}
+	p->ended = true;
+	pthread_cond_broadcast(&p->some);
+	pthread_mutex_unlock(&p->lock);
+	return NULL;
+}
+
+/* ---- the loop's side ---- */
+
+void pusher_submit(struct pusher *p, struct pusher_task *task)
+{
+	task->next = NULL;
+	pthread_mutex_lock(&p->lock);
+	*p->last = task;
+	p->last = &task->next;
+	pthread_cond_broadcast(&p->some);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pusher_set_cache(struct pusher *p, const struct uuid *cache)
+{
+	pthread_mutex_lock(&p->lock);
+	p->cache_uuid = *cache;
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pusher_want(struct pusher *p, uint64_t volume, bool urgent)
+{
+	struct want *w = NULL;
+
+	pthread_mutex_lock(&p->lock);
+	if (volume)
+		w = want_find(p, volume, true);
+	if (w)
+		w->wanted = true;
+	if (urgent)
+		p->want_space = true;
+	pthread_cond_broadcast(&p->some);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pusher_stats(struct pusher *p, struct pusher_stats *stats)
+{
+	pthread_mutex_lock(&p->lock);
+	*stats = p->stats;
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pusher_trouble(struct pusher *p, uint64_t id, char text[256])
+{
+	struct want *w;
+
+	text[0] = 0;
+	pthread_mutex_lock(&p->lock);
+	w = want_find(p, id, false);
+	if (w)
+		memcpy(text, w->trouble, sizeof(w->trouble));
+	pthread_mutex_unlock(&p->lock);
+}
+
+struct pusher *pusher_new(const struct pusher_params *params, struct error *err)
+{
+	struct pusher *p = calloc(1, sizeof(*p));
+	pthread_condattr_t attr;
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (!p) {
+		error_set(err, -ENOMEM, "out of memory");
+		return NULL;
+	}
+	p->params = *params;
+	p->last = &p->first;
+	pthread_mutex_init(&p->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&p->some, &attr);
+	pthread_condattr_destroy(&attr);
+	push_cluster_init(&p->servers, params->nodes);
+	p->env.cache = params->cache;
+	p->env.net = &p->servers.net;
+	p->env.net_ctx = &p->servers;
+	p->env.for_each = for_each;
+	p->env.find_slots = find_slots;
+	p->env.clean_slots = clean_slots;
+	p->env.ctx = p;
+	p->pool = pool_new(params->loop, "hash", (unsigned int)MIN(MAX(cpus, 1), 4));
+	if (!p->pool || pthread_create(&p->thread, NULL, pusher_thread, p)) {
+		error_set(err, -EAGAIN, "cannot start the threads that push");
+		pool_free(p->pool);
+		free(p);
+		return NULL;
+	}
+	pthread_setname_np(p->thread, "push");
+	return p;
+}
+
+void pusher_stop(struct pusher *p)
+{
+	pthread_mutex_lock(&p->lock);
+	p->stop = true;
+	pthread_cond_broadcast(&p->some);
+	pthread_mutex_unlock(&p->lock);
+}
+
+bool pusher_has_ended(struct pusher *p)
+{
+	bool ended;
+
+	pthread_mutex_lock(&p->lock);
+	ended = p->ended;
+	pthread_mutex_unlock(&p->lock);
+	return ended;
+}
+
+void pusher_free(struct pusher *p)
+{
+	unsigned int i;
+
+	if (!p)
+		return;
+	pthread_join(p->thread, NULL);
+	pool_free(p->pool);
+	for (i = 0; i < PUSH_CHUNK; i++)
+		if (p->env.hashers[i])
+			fp_hasher_free(p->env.hashers[i]);
+	if (p->servers.cluster)
+		cluster_close(p->servers.cluster);
+	pthread_cond_destroy(&p->some);
+	pthread_mutex_destroy(&p->lock);
+	free(p);
+}

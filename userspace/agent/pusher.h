@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The thread that pushes: what people ask for, what the kernel asks for (DIRTY, SPACE, CLOSE), and
+ * by itself every volume whose unpushed data is older or larger than the configuration's bounds.
+ * One push at a time. A push that fails is tried again, at growing intervals, and says why.
+ */
+#ifndef VMDEDUP_AGENT_PUSHER_H
+#define VMDEDUP_AGENT_PUSHER_H
+
+#include "agent/cache.h"
+#include "agent/core.h"
+#include "agent/loop.h"
+#include "agent/network.h"
+#include "agent/push.h"
+
+struct pusher_params {
+	struct net_ctx *net;
+	const struct config *config;
+	const char *meta;
+	const char *host;
+	struct loop *loop;
+	struct nodes *nodes;
+	struct network *network;
+	struct cache *cache;
+	struct agent *agent; /* used on the loop's thread only */
+};
+
+enum pusher_task_kind { TASK_PUSH, TASK_DETACH, TASK_DISCARD };
+
+/* Something asked for; ->work.done runs on the loop's thread when it has ended. */
+struct pusher_task {
+	struct work work;
+	struct pusher_task *next;
+	enum pusher_task_kind kind;
+	char name[DM_DEDUP_NAME_SIZE]; /* of the volume, or its image's UUID */
+	uint64_t volume;	       /* DISCARD: instead of the name */
+	bool make_version;
+	char label[256];
+	bool no_push; /* DETACH: fails when something is unpushed */
+	bool discard; /* DETACH: gives unpushed data of an ephemeral or diverged volume up */
+	struct push_result result;
+	uint64_t milliseconds;
+	struct error err; /* code 0: done */
+};
+
+struct pusher_stats {
+	uint64_t pushes, blocks, new_blocks, bytes_sent;
+	char trouble[320]; /* of the last push that failed and has not succeeded since */
+};
+
+struct pusher;
+struct pusher *pusher_new(const struct pusher_params *params, struct error *err);
+/* Ask the thread to end after the push under way. That may wait for a server for long: whoever
+ * cannot wait for pusher_has_ended() leaves without freeing; every state is safe to leave. */
+void pusher_stop(struct pusher *p);
+bool pusher_has_ended(struct pusher *p);
+void pusher_free(struct pusher *p); /* after it has ended */
+
+/* The loop's thread. */
+void pusher_submit(struct pusher *p, struct pusher_task *task);
+void pusher_set_cache(struct pusher *p, const struct uuid *cache); /* which holds the leases */
+void pusher_want(struct pusher *p, uint64_t volume, bool urgent);
+void pusher_stats(struct pusher *p, struct pusher_stats *stats);
+/* Why volume @id cannot be pushed; empty: it can. */
+void pusher_trouble(struct pusher *p, uint64_t id, char text[256]);
+
+#endif

@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* LOOKUP, OPEN, CLOSE, and the grants of open volumes. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "agent/core_impl.h"
+#include "base/log.h"
+
+struct volume *volume_find(struct agent *a, uint64_t id)
+{
+	struct volume *v;
+
+	LIST_FOREACH(v, &a->volumes, link)
+		if (v->id == id)
+			return v;
+	return NULL;
+}
+
+static bool is_dirty(const struct dm_dedup_volume_info *info)
+{
+	return info->flags & DM_DEDUP_VOL_DIRTY || info->closed_cut > info->committed_cut;
+}
+
+/* A volume's record as the kernel tells it. */
+int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info)
+{
+	struct volume *v = volume_find(a, info->volume);
+
+	if (!v) {
+		v = calloc(1, sizeof(*v));
+		if (!v)
+			return -ENOMEM;
+		v->id = info->volume;
+		LIST_INSERT_HEAD(&a->volumes, v, link);
+		/* It was open before this agent was there: somebody may have broken its lease. */
+		v->unconfirmed = (info->flags & DM_DEDUP_VOL_OPEN) &&
+				 (info->flags & DM_DEDUP_VOL_GRANTED) &&
+				 !(info->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL |
+						  DM_DEDUP_VOL_DIVERGED));
+		v->retry_ns = agent_now(a);
+	}
+	memcpy(v->image.b, info->image, sizeof(v->image.b));
+	memcpy(v->name, info->name, sizeof(v->name));
+	v->name[sizeof(v->name) - 1] = 0;
+	v->size = info->size;
+	v->epoch = info->lease_epoch;
+	v->flags = info->flags;
+	return 0;
+}
+
+static void volume_free(struct agent *a, struct volume *v)
+{
+	job_end(a, &v->confirm);
+	LIST_REMOVE(v, link);
+	free(v);
+}
+
+static struct volume *volume_by_name(struct agent *a, const char *name)
+{
+	struct volume *v;
+
+	LIST_FOREACH(v, &a->volumes, link)
+		if (!strcmp(v->name, name))
+			return v;
+	return NULL;
+}
+
+uint64_t agent_volume_fetches(struct agent *a, uint64_t volume)
+{
+	struct volume *v = volume_find(a, volume);
+
+	return v ? v->fetches : 0;
+}
+
+bool agent_writes_image(struct agent *a, const struct uuid *image)
+{
+	struct volume *v;
+
+	LIST_FOREACH(v, &a->volumes, link)
+		if (uuid_equal(&v->image, image) && v->flags & DM_DEDUP_VOL_OPEN &&
+		    !(v->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL)))
+			return true;
+	return false;
+}
+
+/* ---- flags for an OPEN to come ---- */
+
+static struct prepared *prepared_find(struct agent *a, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < a->nr_prepared; i++)
+		if (!strcmp(a->prepared[i].name, name))
+			return &a->prepared[i];
+	return NULL;
+}
+
+static uint32_t prepared_flags(struct agent *a, const char *name)
+{
+	struct prepared *p = prepared_find(a, name);
+
+	return p ? p->flags : 0;
+}
+
+static void prepared_drop(struct agent *a, const char *name)
+{
+	struct prepared *p = prepared_find(a, name);
+
+	if (p)
+		*p = a->prepared[--a->nr_prepared];
+}
+
+int agent_prepare(struct agent *a, const char *name, uint32_t flags)
+{
+	struct prepared *p = prepared_find(a, name);
+
+	if (strlen(name) >= sizeof(p->name))
+		return -ENAMETOOLONG;
+	if (!flags) { /* an attach without flags takes back those of one that never came */
+		prepared_drop(a, name);
+		return 0;
+	}
+	if (!p) {
+		if (a->nr_prepared == MAX_PREPARED)
+			return -ENOSPC;
+		p = &a->prepared[a->nr_prepared++];
+		strcpy(p->name, name);
+	}
+	p->flags = flags;
+	return 0;
+}
+
+/* ---- LOOKUP and OPEN ---- */
+
+static void ask_send(struct agent *a, struct ask *ask)
+{
+	struct agent_lease take = { .epoch = ask->info.lease_epoch };
+	uint32_t flags = ask->info.flags;
+
+	ask->retry_ns = 0;
+	if (ask->type != DM_DEDUP_UP_OPEN) {
+		a->ops->image(a->ctx, job_start(a, &ask->job, JOB_ASK, ask), ask->info.name);
+		return;
+	}
+	memcpy(take.image.b, ask->info.image, sizeof(take.image.b));
+	take.readonly = flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
+	take.confirm_only = !take.readonly && is_dirty(&ask->info);
+	a->ops->lease(a->ctx, job_start(a, &ask->job, JOB_ASK, ask), &take);
+}
+
+static struct ask *ask_new(struct agent *a, uint16_t type)
+{
+	struct ask *ask = calloc(1, sizeof(*ask));
+
+	if (!ask)
+		return NULL;
+	ask->type = type;
+	ask->until_ns = agent_now(a) + a->params.lookup_wait_s * NSEC_PER_SEC;
+	LIST_INSERT_HEAD(&a->asks, ask, link);
+	return ask;
+}
+
+static void ask_free(struct agent *a, struct ask *ask)
+{
+	job_end(a, &ask->job);
+	LIST_REMOVE(ask, link);
+	free(ask);
+}
+
+static void ask_retry_later(struct agent *a, struct ask *ask)
+{
+	ask->retry_ns = backoff(a, &ask->attempt);
+}
+
+static void ask_refuse(struct agent *a, struct ask *ask, int r)
+{
+	if (ask->done)
+		ask->done(ask->arg, r, NULL);
+	else
+		a->ops->reply(a->ctx, ask->cookie, -r, NULL);
+	ask_free(a, ask);
+}
+
+static void reply_lookup(struct agent *a, struct ask *ask, const struct uuid *image, uint64_t size,
+			 uint32_t flags)
+{
+	struct dm_dedup_volume_info info = { .size = size, .flags = flags };
+
+	memcpy(info.image, image->b, sizeof(info.image));
+	a->ops->reply(a->ctx, ask->cookie, 0, &info);
+	ask_free(a, ask);
+}
+
+static void reply_open(struct agent *a, struct ask *ask, const struct fp *root, uint64_t epoch,
+		       uint64_t cut, uint64_t size, bool confirmed)
+{
+	struct dm_dedup_volume_info info = {
+		.lease_epoch = epoch,
+		.committed_cut = cut,
+		.size = size,
+		.flags = ask->info.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL),
+	};
+	struct volume *v;
+
+	memcpy(info.root, root->b, sizeof(info.root));
+	ask->info.size = size;
+	ask->info.lease_epoch = epoch;
+	ask->info.flags |= DM_DEDUP_VOL_OPEN;
+	if (epoch)
+		ask->info.flags |= DM_DEDUP_VOL_GRANTED;
+	if (!volume_learn(a, &ask->info)) {
+		v = volume_find(a, ask->info.volume);
+		v->unconfirmed = !confirmed;
+		v->attempt = 0;
+		v->retry_ns = agent_now(a);
+	}
+	prepared_drop(a, ask->info.name);
+	a->ops->reply(a->ctx, ask->cookie, 0, &info);
+	ask_free(a, ask);
+}
+
+/* The grant stands in the record of the cache: enough to go on without the meta server. */
+static void open_from_record(struct agent *a, struct ask *ask)
+{
+	struct fp root;
+
+	log_warn("volume %s: opened on the grant in its record; the meta server will be asked later",
+		 ask->info.name);
+	memcpy(root.b, ask->info.root, sizeof(root.b));
+	reply_open(a, ask, &root, ask->info.lease_epoch, ask->info.committed_cut, ask->info.size,
+		   false);
+}
+
+static bool record_suffices(const struct ask *ask)
+{
+	return ask->info.size && (ask->info.flags & DM_DEDUP_VOL_GRANTED ||
+				  (ask->info.flags & DM_DEDUP_VOL_EPHEMERAL && is_dirty(&ask->info)));
+}
+
+static void ask_unreachable(struct agent *a, struct ask *ask, int r)
+{
+	struct volume *v = NULL;
+
+	if (ask->type == DM_DEDUP_UP_OPEN && record_suffices(ask)) {
+		open_from_record(a, ask);
+		return;
+	}
+	if (ask->type == DM_DEDUP_UP_LOOKUP)
+		v = volume_by_name(a, ask->info.name);
+	if (v)
+		reply_lookup(a, ask, &v->image, v->size,
+			     v->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
+	else if (agent_now(a) >= ask->until_ns)
+		ask_refuse(a, ask, -ETIMEDOUT);
+	else
+		ask_retry_later(a, ask);
+}
+
+void agent_image_done(struct agent *a, uint64_t id, int r, const struct agent_image *image)
+{
+	struct ask *ask = job_take(a, id, JOB_ASK);
+
+	if (!ask)
+		return;
+	meta_answered(a, r, "image");
+	if (AGENT_IS_UNREACHABLE(r)) {
+		ask_unreachable(a, ask, r);
+	} else if (r) {
+		if (!ask->done)
+			log_warn("cannot look up image %s: %s", ask->info.name, strerror(-r));
+		ask_refuse(a, ask, r);
+	} else if (ask->done) {
+		ask->done(ask->arg, 0, image);
+		ask_free(a, ask);
+	} else {
+		reply_lookup(a, ask, &image->uuid, image->size,
+			     prepared_flags(a, ask->info.name));
+	}
+}
+
+/* The meta server has refused to confirm the lease of a volume that holds unpushed writes. */
+static void lease_is_lost(struct agent *a, uint64_t volume, const char *name, uint64_t epoch)
+{
+	log_error("volume %s: its lease (epoch %llu) is no longer this host's: writes stop, and what "
+		  "was not pushed waits to be recovered as a new image",
+		  name, (unsigned long long)epoch);
+	a->ops->fence(a->ctx, volume, epoch);
+}
+
+static void open_answered(struct agent *a, struct ask *ask, int r, const struct agent_lease *lease)
+{
+	uint32_t flags = ask->info.flags;
+
+	if (r) {
+		if (r == -ESTALE && is_dirty(&ask->info))
+			lease_is_lost(a, ask->info.volume, ask->info.name, ask->info.lease_epoch);
+		else
+			log_warn("cannot open image %s: %s", ask->info.name, strerror(-r));
+		ask_refuse(a, ask, r);
+		return;
+	}
+	if (flags & DM_DEDUP_VOL_EPHEMERAL && is_dirty(&ask->info)) {
+		struct fp root; /* its writes stand on the root that it was opened with */
+
+		memcpy(root.b, ask->info.root, sizeof(root.b));
+		reply_open(a, ask, &root, ask->info.lease_epoch, ask->info.committed_cut,
+			   ask->info.size, true);
+		return;
+	}
+	reply_open(a, ask, &lease->root, lease->epoch, lease->cut, lease->size, true);
+}
+
+void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_lease *lease)
+{
+	struct ask *ask = job_take(a, id, JOB_ASK);
+	struct volume *v;
+
+	if (ask) {
+		meta_answered(a, r, "lease");
+		if (AGENT_IS_UNREACHABLE(r))
+			ask_unreachable(a, ask, r);
+		else
+			open_answered(a, ask, r, lease);
+		return;
+	}
+	v = job_take(a, id, JOB_VOLUME);
+	if (!v)
+		return;
+	meta_answered(a, r, "lease");
+	if (AGENT_IS_UNREACHABLE(r)) {
+		v->retry_ns = backoff(a, &v->attempt);
+		return;
+	}
+	v->unconfirmed = false;
+	if (r)
+		lease_is_lost(a, v->id, v->name, v->epoch);
+}
+
+static bool ask_is_under_way(struct agent *a, uint64_t cookie)
+{
+	struct ask *ask;
+
+	LIST_FOREACH(ask, &a->asks, link)
+		if (!ask->done && ask->cookie == cookie)
+			return true;
+	return false;
+}
+
+static void ask_upcall(struct agent *a, const struct dm_dedup_upcall *up)
+{
+	struct ask *ask;
+
+	if (ask_is_under_way(a, up->cookie)) /* sent again */
+		return;
+	ask = ask_new(a, up->type);
+	if (!ask) {
+		a->ops->reply(a->ctx, up->cookie, ENOMEM, NULL);
+		return;
+	}
+	ask->cookie = up->cookie;
+	ask->info = up->info;
+	ask->info.name[sizeof(ask->info.name) - 1] = 0;
+	if (up->type == DM_DEDUP_UP_OPEN)
+		ask->info.flags |= prepared_flags(a, ask->info.name);
+	ask_send(a, ask);
+}
+
+void agent_ask_image(struct agent *a, const char *name,
+		     void (*done)(void *arg, int r, const struct agent_image *image), void *arg)
+{
+	struct ask *ask = NULL;
+
+	if (strlen(name) < sizeof(ask->info.name))
+		ask = ask_new(a, 0);
+	if (!ask) {
+		done(arg, -ENOMEM, NULL);
+		return;
+	}
+	strcpy(ask->info.name, name);
+	ask->done = done;
+	ask->arg = arg;
+	ask_send(a, ask);
+}
+
+static void volume_closed(struct agent *a, const struct dm_dedup_volume_info *info)
+{
+	struct volume *v = volume_find(a, info->volume);
+
+	if (v) {
+		v->flags &= ~DM_DEDUP_VOL_OPEN;
+		v->unconfirmed = false;
+	}
+	if (info->flags & DM_DEDUP_VOL_EPHEMERAL)
+		a->ops->discard(a->ctx, info->volume, info->lease_epoch);
+	else if (is_dirty(info))
+		a->ops->want_push(a->ctx, info->volume, false);
+}
+
+void volume_upcall(struct agent *a, const struct dm_dedup_upcall *up)
+{
+	switch (up->type) {
+	case DM_DEDUP_UP_LOOKUP:
+	case DM_DEDUP_UP_OPEN:
+		ask_upcall(a, up);
+		break;
+	case DM_DEDUP_UP_CLOSE:
+		volume_closed(a, &up->info);
+		break;
+	case DM_DEDUP_UP_DIRTY:
+		a->ops->want_push(a->ctx, up->info.volume, false);
+		break;
+	}
+}
+
+/* ---- time, and the end ---- */
+
+static void volume_confirm(struct agent *a, struct volume *v)
+{
+	struct agent_lease take = {
+		.image = v->image,
+		.confirm_only = true,
+		.epoch = v->epoch,
+	};
+
+	a->ops->lease(a->ctx, job_start(a, &v->confirm, JOB_VOLUME, v), &take);
+}
+
+void volume_tick(struct agent *a, uint64_t now)
+{
+	struct ask *ask, *next;
+	struct volume *v;
+
+	for (ask = LIST_FIRST(&a->asks); ask; ask = next) {
+		next = LIST_NEXT(ask, link);
+		if (ask->retry_ns && ask->retry_ns <= now)
+			ask_send(a, ask);
+	}
+	LIST_FOREACH(v, &a->volumes, link)
+		if (v->unconfirmed && !v->confirm.id && v->retry_ns <= now)
+			volume_confirm(a, v);
+}
+
+uint64_t volume_next_ns(struct agent *a)
+{
+	uint64_t next = UINT64_MAX;
+	struct volume *v;
+	struct ask *ask;
+
+	LIST_FOREACH(ask, &a->asks, link)
+		if (ask->retry_ns && ask->retry_ns < next)
+			next = ask->retry_ns;
+	LIST_FOREACH(v, &a->volumes, link)
+		if (v->unconfirmed && !v->confirm.id && v->retry_ns < next)
+			next = v->retry_ns;
+	return next;
+}
+
+void volume_forget_all(struct agent *a, bool asks_of_people)
+{
+	struct volume *v, *next_v;
+	struct ask *ask, *next;
+
+	for (ask = LIST_FIRST(&a->asks); ask; ask = next) {
+		next = LIST_NEXT(ask, link);
+		if (!ask->done)
+			ask_free(a, ask);
+		else if (asks_of_people)
+			ask_refuse(a, ask, -ECANCELED);
+	}
+	for (v = LIST_FIRST(&a->volumes); v; v = next_v) {
+		next_v = LIST_NEXT(v, link);
+		volume_free(a, v);
+	}
+}
