@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <systemd/sd-daemon.h>
@@ -55,6 +57,15 @@ static void on_timer(void *arg)
 		log_error("cannot read the timer: %s", strerror(errno));
 	agent_tick(d->agent);
 	arm_timer(d);
+}
+
+static void on_signal(void *arg)
+{
+	struct signalfd_siginfo info;
+	struct daemon *d = arg;
+
+	if (read(d->signal_fd, &info, sizeof(info)) == sizeof(info))
+		daemon_stop(d);
 }
 
 static void control_tick(void *ctx)
@@ -179,6 +190,25 @@ static int make_run_folder(const struct config *config, struct error *err)
 	return 0;
 }
 
+/* Those that the process has blocked, and no others: a test's own signals stay its own. */
+static int watch_signals(struct daemon *d, struct error *err)
+{
+	sigset_t blocked, set;
+	int r;
+
+	sigemptyset(&set);
+	sigprocmask(SIG_BLOCK, NULL, &blocked);
+	if (sigismember(&blocked, SIGTERM))
+		sigaddset(&set, SIGTERM);
+	if (sigismember(&blocked, SIGINT))
+		sigaddset(&set, SIGINT);
+	d->signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	if (d->signal_fd < 0)
+		return error_set(err, -errno, "cannot watch signals: %s", strerror(errno));
+	r = net_server_watch(d->server, d->signal_fd, on_signal, d);
+	return r ? error_set(err, r, "cannot watch signals: %s", strerror(-r)) : 0;
+}
+
 static int start_control(struct daemon *d, struct error *err)
 {
 	static const uint8_t no_cluster[16];
@@ -199,6 +229,9 @@ static int start_control(struct daemon *d, struct error *err)
 	d->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (d->timer_fd < 0)
 		return error_set(err, -errno, "cannot create a timer: %s", strerror(errno));
+	r = watch_signals(d, err);
+	if (r)
+		return r;
 	r = net_server_watch(d->server, loop_fd(d->loop), on_inbox, d);
 	if (!r)
 		r = net_server_watch(d->server, d->timer_fd, on_timer, d);
@@ -228,6 +261,7 @@ struct daemon *daemon_new(const struct config *config, struct cache *cache, stru
 	d->config = config;
 	d->cache = cache;
 	d->timer_fd = -1;
+	d->signal_fd = -1;
 	d->started_ns = clock_mono_ns();
 	init_locks(d);
 	snprintf(d->host, sizeof(d->host), "%s", config->host ? config->host : "localhost");
@@ -321,6 +355,8 @@ bool daemon_free(struct daemon *d)
 	loop_free(d->loop);
 	if (d->timer_fd >= 0)
 		close(d->timer_fd);
+	if (d->signal_fd >= 0)
+		close(d->signal_fd);
 	if (d->net)
 		net_ctx_free(d->net);
 	pthread_cond_destroy(&d->stop_cond);

@@ -35,7 +35,7 @@ struct daemon {
 	struct pusher *pusher;
 	struct pool *calls;
 	struct net_server *server;
-	int timer_fd;
+	int timer_fd, signal_fd;
 	struct dm_dedup_hello hello;
 	char cache_trouble[256]; /* why the cache is not connected */
 	int failure;
@@ -51,7 +51,7 @@ struct daemon {
 struct daemon *daemon_new(const struct config *config, struct cache *cache, struct error *err);
 /* Serves until daemon_stop(). 0, or why it had to end. */
 int daemon_run(struct daemon *d, struct error *err);
-void daemon_stop(struct daemon *d); /* any thread, or a signal handler */
+void daemon_stop(struct daemon *d); /* any thread */
 /* False: a thread waits for a server and cannot be ended; exit the process without freeing. */
 bool daemon_free(struct daemon *d);
 

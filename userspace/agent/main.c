@@ -28,13 +28,6 @@ static const char usage[] =
 	"  systemctl start vmdedup-agent   run as a service\n"
 	"  vmdedup status                  what it does, and what it waits for\n";
 
-static struct daemon *running;
-
-static void on_signal(int number)
-{
-	daemon_stop(running);
-}
-
 /*
  * The agent stands on the way that dirty pages take to be written: it must not wait for memory
  * that only its own work can free. Set before any thread starts: threads inherit the one, the
@@ -50,6 +43,19 @@ static void stay_out_of_reclaim(void)
 		log_warn("cannot lock memory (%s): under memory pressure the agent may wait for "
 			 "swap; raise LimitMEMLOCK",
 			 strerror(errno));
+}
+
+/* The loop reads these from a descriptor; no thread may take them before. */
+static void block_signals(void)
+{
+	struct sigaction ignore = { .sa_handler = SIG_IGN };
+	sigset_t set;
+
+	sigaction(SIGPIPE, &ignore, NULL);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
 static int parse(int argc, char **argv, const char **conf)
@@ -87,8 +93,6 @@ static int parse(int argc, char **argv, const char **conf)
 
 static int serve(const struct config *config)
 {
-	struct sigaction stop = { .sa_handler = on_signal };
-	struct sigaction ignore = { .sa_handler = SIG_IGN };
 	struct cache *cache = NULL;
 	struct error err = { 0 };
 	struct daemon *d;
@@ -102,18 +106,11 @@ static int serve(const struct config *config)
 	d = daemon_new(config, cache, &err);
 	if (!d)
 		goto fail;
-	running = d;
-	sigaction(SIGPIPE, &ignore, NULL);
-	sigaction(SIGTERM, &stop, NULL);
-	sigaction(SIGINT, &stop, NULL);
 	r = daemon_run(d, &err);
 	if (r)
 		log_error("%s", err.text);
 	else
 		log_info("ending; misses wait for the next agent");
-	stop.sa_handler = SIG_DFL;
-	sigaction(SIGTERM, &stop, NULL);
-	sigaction(SIGINT, &stop, NULL);
 	if (!daemon_free(d)) {
 		log_warn("a push still waits for a server; it goes on when the agent is started again");
 		_exit(r ? 1 : 0);
@@ -139,6 +136,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	stay_out_of_reclaim();
+	block_signals();
 	r = serve(&config);
 	config_free(&config);
 	return r ? 1 : 0;
