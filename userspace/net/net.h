@@ -15,11 +15,15 @@
 #include "base/error.h"
 #include "proto/vmdedup.pb-c.h"
 
-/* One ZeroMQ context for a process, and this host's keys. Thread-safe after creation. */
+/* One ZeroMQ context for a process, and this host's keys. Thread-safe after creation. Threads
+ * inherit PR_SET_IO_FLUSHER: set it before net_ctx_new(), which starts ZeroMQ's own.
+ * @curve_secret_file: key pair (zcert), NULL: no keys. @clients_dir: folder of the public keys
+ * that may connect to servers of this process (read again when it changes), NULL: none. */
 struct net_ctx;
 struct net_ctx *net_ctx_new(const char *curve_secret_file, const char *clients_dir,
 			    struct error *err);
 void net_ctx_free(struct net_ctx *ctx); /* closes all; sockets must be gone */
+const uint8_t *net_ctx_public_key(const struct net_ctx *ctx); /* 32 bytes, or NULL: no keys */
 
 /* A payload frame to send. With @free_fn the frame is sent without a copy, and @free_fn(data,
  * hint) runs (on any thread) when ZeroMQ is done with it; without, the bytes are copied. */
@@ -42,21 +46,29 @@ struct net_reply {
 };
 void net_reply_free(struct net_reply *reply);
 
-/* @server_key: 32 bytes, or NULL. Says HELLO first on each connection. Does not wait. */
+/* @server_key: 32 bytes, or NULL. Says HELLO first on each connection. Does not wait. -EACCES:
+ * the endpoint needs keys that are not configured. */
 struct net_client *net_client_new(struct net_ctx *ctx, const char *endpoint,
 				  const uint8_t *server_key, const char *role, struct error *err);
-void net_client_free(struct net_client *c); /* pending calls end with -ECANCELED */
+/* Pending calls end with -ECANCELED. Not from a callback of the client. */
+void net_client_free(struct net_client *c);
 
 /* Called from net_client_run() on the owner's thread: r 0 and a reply (free it), or a negative
- * errno (-ETIMEDOUT, -ECANCELED, -EPROTO) and reply NULL. A reply's own error is in its header. */
+ * errno (-ETIMEDOUT, -ECANCELED, -EPROTO, or why it could not be sent: -EMSGSIZE; -EAGAIN: too
+ * many are pending) and reply NULL. A reply's own error is in its header. May submit more. */
 typedef void (*net_done_fn)(void *arg, int r, struct net_reply *reply);
 
-/* Send; @done runs once, always. The request's id and payload_frames are filled in. */
+/* Send; @done runs once, always, and never from within this function. The request's id and
+ * payload_frames are filled in. A request that is not answered when the connection breaks is
+ * sent again on the next one. The frames are taken over, whatever is returned. A negative errno
+ * (-ENOMEM; -ECANCELED while the client is being freed): there is no call and no @done. */
 int net_client_submit(struct net_client *c, Vmdedup__Request *req, const struct net_frame *frames,
 		      size_t nr_frames, int timeout_ms, net_done_fn done, void *arg);
-/* Handle replies and timeouts for at most @max_ms (0: what is there; -1: until one came). */
+/* Handle replies and timeouts; waits for the first at most @max_ms (0: not at all; -1: without
+ * end, unless nothing is pending). 0, or -EINTR. */
 int net_client_run(struct net_client *c, int max_ms);
-int net_client_fd(struct net_client *c); /* readable: call net_client_run(c, 0) (ZMQ_FD, edge) */
+/* For poll(): readable means call net_client_run(c, 0), until which it stays readable. */
+int net_client_fd(struct net_client *c);
 int net_client_next_timeout_ms(struct net_client *c); /* -1: none */
 size_t net_client_pending(struct net_client *c);
 
@@ -78,19 +90,34 @@ struct net_server_ops {
 	void (*tick)(void *ctx);
 };
 
-/* @cluster: UUID for HELLO, may change before run. HELLO is answered by the server itself. */
+/* @cluster: UUID for HELLO, copied; NULL: set it later. HELLO is answered by the server itself. */
 struct net_server *net_server_new(struct net_ctx *net, const char *role, const uint8_t cluster[16],
 				  const struct net_server_ops *ops, void *ctx, int tick_ms,
 				  struct error *err);
-/* Any number of endpoints: inproc://, ipc://, tcp:// (port * allowed). */
+void net_server_set_cluster(struct net_server *s, const uint8_t cluster[16]);
+/* Up to 16 endpoints: inproc://, ipc:///path (mode 0600), tcp://address:port (port * allowed).
+ * -EACCES: tcp needs [curve] secret and clients, unless without keys on loopback. */
 int net_server_bind(struct net_server *s, const char *endpoint, struct error *err);
 const char *net_server_endpoint(struct net_server *s, size_t n); /* as bound, port filled in */
-/* Runs until net_server_stop() (any thread, or a signal handler). Adds @fd to the poll set. */
+/* Adds @fd to the poll set: @ready runs on the server's thread when it is readable. -ENOSPC. */
 int net_server_watch(struct net_server *s, int fd, void (*ready)(void *arg), void *arg);
+/* Runs until net_server_stop() (any thread, or a signal handler; also one that came before). A
+ * batch ends at 256 requests or 64 MiB of payload. While 4096 requests or 512 MiB wait for their
+ * replies no more are taken. */
 int net_server_run(struct net_server *s, struct error *err);
 void net_server_stop(struct net_server *s);
-/* Stops a batch early so that one batch's payload stays bounded; default 256 requests, 64 MiB. */
-void net_server_free(struct net_server *s);
+void net_server_free(struct net_server *s); /* frees requests that were never replied to */
+
+struct net_server_stats {
+	uint64_t requests; /* handed to ->handle() */
+	uint64_t hellos;
+	uint64_t refused;  /* answered with an error before ->handle() */
+	uint64_t dropped;  /* messages with no readable id */
+	uint64_t lost;	   /* replies whose peer was gone or did not read */
+	uint64_t peers;	   /* known now */
+	uint64_t waiting;  /* requests not replied to now */
+};
+void net_server_stats(const struct net_server *s, struct net_server_stats *stats);
 
 const Vmdedup__Request *net_request_header(const struct net_request *req);
 size_t net_request_nr_frames(const struct net_request *req);
