@@ -95,7 +95,7 @@ struct agent_stats {
 	uint64_t clean;	     /* slots in the index now */
 	bool meta_ok;	     /* as of the last answer */
 	bool data_ok;
-	char trouble[160];   /* why the oldest miss waits; empty: nothing has failed */
+	char trouble[176];   /* why the oldest miss waits; empty: nothing has failed */
 };
 
 struct agent;
