@@ -14,7 +14,7 @@
 -- The cluster: one row. uuid is written into every cache and asked by every client. history
 -- changes when a backup is restored. algorithm, block_shift: for good. receipt_key
 -- authenticates receipts between data and meta servers. map_version goes up with every change of
--- servers, replicas or epochs.
+-- servers, replicas or epochs, members_version only when a receipt could lose its worth by it.
 CREATE TABLE cluster (
 	one          INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
 	schema       INTEGER NOT NULL,
@@ -27,6 +27,7 @@ CREATE TABLE cluster (
 	min_copies   INTEGER NOT NULL,
 	receipt_key  BYTEA NOT NULL,
 	map_version  BIGINT NOT NULL,
+	members_version BIGINT NOT NULL,
 	age_s        BIGINT NOT NULL,
 	created_s    BIGINT NOT NULL
 );
@@ -179,11 +180,21 @@ CREATE TABLE blocks (
 	condemned    BIGINT NOT NULL,
 	PRIMARY KEY (domain, fp)
 ) /*sqlite: WITHOUT ROWID */;
-CREATE INDEX blocks_dead ON blocks (domain, fp) WHERE count = 0;
+CREATE INDEX blocks_dead ON blocks (fp, domain) WHERE count = 0 AND condemned = 0;
+CREATE INDEX blocks_condemned ON blocks (fp, domain) WHERE condemned > 0;
+
+-- How many rows of nodes there are, and of blocks with a count above 0, so that nobody has to count
+-- them. The sum of all slots; a process adds to one of them, so that two do not wait for each other.
+CREATE TABLE totals (
+	slot         INTEGER NOT NULL PRIMARY KEY,
+	nodes        BIGINT NOT NULL,
+	blocks       BIGINT NOT NULL
+);
 
 -- Pushes: an import (name, no image) or a volume's cut (image, epoch, cut, parent_root). state:
 -- 0 open, 1 over (committed, aborted or abandoned; its rows below are removed in steps). nodes
--- and receipts count its rows, to bound them.
+-- and receipts count its rows, to bound them. members_version: the cluster's when the oldest of its
+-- receipts was checked; another one at the commit makes it check them again.
 CREATE TABLE pushes (
 	id           BIGINT NOT NULL PRIMARY KEY,
 	state        INTEGER NOT NULL,
@@ -198,6 +209,7 @@ CREATE TABLE pushes (
 	label        TEXT NOT NULL,
 	nodes        BIGINT NOT NULL,
 	receipts     BIGINT NOT NULL,
+	members_version BIGINT NOT NULL,
 	used_s       BIGINT NOT NULL
 ) /*sqlite: WITHOUT ROWID */;
 CREATE UNIQUE INDEX pushes_cut ON pushes (image, epoch, cut) WHERE state = 0 AND image IS NOT NULL;
@@ -223,5 +235,5 @@ CREATE TABLE push_disks (
 	push         BIGINT NOT NULL,
 	disks        INTEGER NOT NULL,
 	packed       BYTEA NOT NULL,
-	PRIMARY KEY (push, disks)
+	PRIMARY KEY (push, packed)
 ) /*sqlite: WITHOUT ROWID */;

@@ -1,0 +1,727 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The meta server's core: each verb, each refusal, every mutation delivered twice. */
+#include "meta_world.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+static const struct uuid cache_a = { { 0xa } }, cache_b = { { 0xb } };
+
+static int setup(void **state)
+{
+	struct world *w = calloc(1, sizeof(*w));
+
+	world_init(w, 1, 1);
+	w->replay = true;
+	*state = w;
+	return 0;
+}
+
+static int setup_reopen(void **state)
+{
+	int r = setup(state);
+
+	((struct world *)*state)->reopen = true;
+	return r;
+}
+
+static int teardown(void **state)
+{
+	world_free(*state);
+	free(*state);
+	return 0;
+}
+
+static void ramp(uint64_t *blocks, size_t n, uint64_t from)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		blocks[i] = from + i;
+}
+
+static void test_import_clone_remove(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[600];
+	struct uuid u1, u2;
+	struct fp r1, r2;
+
+	ramp(blocks, 600, 1);
+	blocks[5] = 0;
+	blocks[6] = blocks[7];
+	assert_int_equal(world_import(w, "web", blocks, 600), 0);
+	assert_int_equal(world_import(w, "web", blocks, 600), EEXIST);
+	assert_int_equal(world_import(w, "web-2", blocks, 600), 0);
+	assert_int_equal(world_image(w, "web", &u1, &r1), 0);
+	assert_int_equal(world_clone(w, "web", 0, "clone"), 0);
+	assert_int_equal(world_clone(w, "web", 0, "clone"), EEXIST);
+	assert_int_equal(world_clone(w, "none", 0, "clone2"), ENOENT);
+	assert_int_equal(world_clone(w, "web", 7, "clone2"), ENOENT);
+	assert_int_equal(world_clone(w, "web", 0, "a/b"), EINVAL);
+	assert_int_equal(world_clone(w, "web", 0, ""), EINVAL);
+	assert_int_equal(world_image(w, "clone", &u2, &r2), 0);
+	assert_true(fp_equal(&r1, &r2));
+	assert_false(uuid_equal(&u1, &u2));
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks"), 598);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 4);
+	assert_int_equal(world_sql(w, "SELECT max(count) FROM nodes WHERE level = 1"), 3);
+	assert_int_equal(world_sql(w, "SELECT max(count) FROM blocks"), 2);
+	assert_int_equal(world_sql(w, "SELECT blocks FROM totals"), 598);
+	assert_int_equal(world_remove(w, "web"), 0);
+	assert_int_equal(world_remove(w, "web"), ENOENT);
+	assert_int_equal(world_import(w, "web", blocks, 600), 0);
+	assert_int_equal(world_remove(w, "web"), 0);
+	assert_int_equal(world_remove(w, "web-2"), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 4);
+	assert_int_equal(world_remove(w, "clone"), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM node_data"), 0);
+	assert_int_equal(world_sql(w, "SELECT sum(count) FROM blocks"), 0);
+	assert_int_equal(world_sql(w, "SELECT nodes FROM totals"), 0);
+	assert_int_equal(world_sql(w, "SELECT blocks FROM totals"), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM push_receipts"), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM pushes"), 0);
+}
+
+static void test_parts_refused(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[300], push, half[2] = { 1, 2 };
+	const Vmdedup__Reply *reply;
+	struct tree t;
+
+	ramp(blocks, 300, 1);
+	tree_build(&t, blocks, 300, 300 * WORLD_BLOCK);
+	assert_int_equal(t.nr, 3);
+	assert_int_equal(world_begin_import(w, "x", 300 * WORLD_BLOCK, &push), 0);
+	/* The root before its leaves. */
+	reply = world_part_reply(w, push, &t, 2, 3, NULL, 0);
+	assert_int_equal(reply->error, EAGAIN);
+	assert_int_equal(reply->push_part->missing_nodes.len, 2 * FP_SIZE);
+	/* A leaf without receipts: what was brought counts for the next try. */
+	reply = world_part_reply(w, push, &t, 0, 1, half, 2);
+	assert_int_equal(reply->error, EAGAIN);
+	assert_int_equal(reply->push_part->redo_blocks.len, 254 * FP_SIZE);
+	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks"), 0);
+	assert_int_equal(world_part(w, push, &t, 0, 1, blocks + 2, 254), 0);
+	/* Receipts alone, for a part to come. */
+	assert_int_equal(world_part(w, push, &t, 0, 0, blocks + 256, 44), 0);
+	assert_int_equal(world_part(w, push, &t, 1, 3, NULL, 0), 0);
+	/* The leaf is no root of 300 blocks. */
+	assert_int_equal(world_commit(w, push, &t.hashes[0]), EINVAL);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	assert_int_equal(world_commit(w, push, &t.root), ESTALE);
+	assert_int_equal(world_part(w, push, &t, 0, 1, NULL, 0), ESTALE);
+	tree_free(&t);
+}
+
+static void test_hostile_nodes(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[300], push, push2;
+	struct recipe_node node = { .block_shift = WORLD_SHIFT, .count = 2 };
+	struct tree t, odd = { .nr = 1 };
+	uint8_t bytes[RECIPE_NODE_MAX];
+	struct fp hash, zero = { 0 };
+	size_t len;
+
+	ramp(blocks, 300, 1);
+	tree_build(&t, blocks, 300, 300 * WORLD_BLOCK);
+	assert_int_equal(world_begin_import(w, "x", 300 * WORLD_BLOCK, &push), 0);
+	odd.hashes = &hash;
+	odd.bytes = &bytes;
+	odd.lens = &len;
+	/* Bytes of another hash, no bytes, garbage. */
+	len = t.lens[0];
+	memcpy(bytes, t.bytes[0], len);
+	hash = t.hashes[1];
+	assert_int_equal(world_part(w, push, &odd, 0, 1, blocks, 300), EBADMSG);
+	len = 0;
+	assert_int_equal(world_part(w, push, &odd, 0, 1, NULL, 0), EBADMSG);
+	len = 40;
+	assert_int_equal(world_part(w, push, &odd, 0, 1, NULL, 0), EBADMSG);
+	/* Of another block size, of another algorithm, deeper than the image. */
+	node.entries[0] = node.entries[1] = world_fp(7);
+	node.block_shift = 13;
+	len = recipe_node_encode(&node, bytes);
+	recipe_node_hash(bytes, len, &hash);
+	assert_int_equal(world_part(w, push, &odd, 0, 1, blocks, 300), EINVAL);
+	node.block_shift = WORLD_SHIFT;
+	node.algorithm = FP_MD5;
+	memset(node.entries[0].b + 16, 0, 16);
+	node.entries[1] = node.entries[0];
+	len = recipe_node_encode(&node, bytes);
+	recipe_node_hash(bytes, len, &hash);
+	assert_int_equal(world_part(w, push, &odd, 0, 1, blocks, 300), EINVAL);
+	node.algorithm = FP_SHA256;
+	node.level = 2;
+	len = recipe_node_encode(&node, bytes);
+	recipe_node_hash(bytes, len, &hash);
+	assert_int_equal(world_part(w, push, &odd, 0, 1, blocks, 300), EINVAL);
+	/* A short leaf that is not the last one; a leaf named as if it were an inner node. */
+	assert_int_equal(world_part(w, push, &t, 0, 3, blocks, 300), 0);
+	node.level = 1;
+	node.entries[0] = t.hashes[1];
+	node.entries[1] = t.hashes[0];
+	len = recipe_node_encode(&node, bytes);
+	recipe_node_hash(bytes, len, &hash);
+	assert_int_equal(world_part(w, push, &odd, 0, 1, NULL, 0), EINVAL);
+	node.entries[0] = t.root;
+	len = recipe_node_encode(&node, bytes);
+	recipe_node_hash(bytes, len, &hash);
+	assert_int_equal(world_part(w, push, &odd, 0, 1, NULL, 0), EINVAL);
+	/* The right tree for another size. */
+	assert_int_equal(world_begin_import(w, "y", 299 * WORLD_BLOCK, &push2), 0);
+	assert_int_equal(world_commit(w, push2, &t.root), EINVAL);
+	assert_int_equal(world_begin_import(w, "z", 300ULL * 256 * WORLD_BLOCK, &push2), 0);
+	assert_int_equal(world_commit(w, push2, &t.root), EINVAL);
+	assert_int_equal(world_commit(w, push2, &zero), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	assert_int_equal(world_begin_import(w, "v", 0, &push), EINVAL);
+	assert_int_equal(world_begin_import(w, "v", 100, &push), EINVAL);
+	assert_int_equal(world_begin_import(w, "v", IMAGE_SIZE_MAX + 512, &push), EINVAL);
+	tree_free(&t);
+}
+
+static void test_receipts(void **state)
+{
+	struct world *w = *state;
+	uint64_t block = 77, push, epoch = w->epoch;
+	struct uuid disk = w->disk;
+	struct tree t;
+
+	tree_build(&t, &block, 1, WORLD_BLOCK);
+	assert_int_equal(world_begin_import(w, "x", WORLD_BLOCK, &push), 0);
+	w->receipt_key[0] ^= 1;
+	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EBADMSG);
+	w->receipt_key[0] ^= 1;
+	w->epoch = 0; /* below E */
+	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EAGAIN);
+	w->epoch = epoch;
+	w->disk.b[0] ^= 1; /* no member */
+	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EAGAIN);
+	w->disk = disk;
+	w->incarnation = 2; /* not this one's */
+	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EAGAIN);
+	w->incarnation = 1;
+	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), 0);
+	/* The disk starts anew before the commit: what it vouched for is gone. */
+	assert_int_equal(world_join(w, &w->disk, 2, "host1", 1ULL << 40, &w->server), 0);
+	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
+	assert_int_equal(world_part(w, push, &t, 0, 0, &block, 1), 0);
+	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
+	w->incarnation = 2;
+	assert_int_equal(world_part(w, push, &t, 0, 0, &block, 1), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	/* An older copy of the disk does not join. */
+	assert_int_equal(world_join(w, &w->disk, 1, "host1", 1ULL << 40, &w->server), ESTALE);
+	tree_free(&t);
+}
+
+static void test_leases(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[4] = { 1, 2, 3, 4 }, e1 = 0, e2 = 0;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__LeaseBreak brk = VMDEDUP__LEASE_BREAK__INIT;
+	Vmdedup__LeaseTake take = VMDEDUP__LEASE_TAKE__INIT;
+	Vmdedup__LeaseList list = VMDEDUP__LEASE_LIST__INIT;
+	const Vmdedup__Reply *reply;
+	struct fp root, r0, r1, r2;
+	struct uuid image;
+
+	assert_int_equal(world_import(w, "vm", blocks, 4), 0);
+	assert_int_equal(world_image(w, "vm", &image, &root), 0);
+	assert_int_equal(world_lease(w, &image, &cache_a, &e1, &r0), 0);
+	assert_true(fp_equal(&root, &r0));
+	assert_int_equal(world_lease(w, &image, &cache_a, &e2, &r0), 0);
+	assert_int_equal(e1, e2);
+	assert_int_equal(world_lease(w, &image, &cache_b, &e2, &r0), EBUSY);
+	assert_int_equal(world_remove(w, "vm"), EBUSY);
+	blocks[0] = 10;
+	assert_int_equal(world_push(w, &image, e1, 7, &r0, blocks, 4, false, &r1), 0);
+	blocks[0] = 11;
+	assert_int_equal(world_push(w, &image, e1, 8, &r1, blocks, 4, true, &r2), 0);
+	/* Broken: it commits nothing, its two last roots stay. */
+	brk.image = (ProtobufCBinaryData){ 16, image.b };
+	brk.epoch = e1;
+	req.body_case = VMDEDUP__REQUEST__BODY_LEASE_BREAK;
+	req.lease_break = &brk;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	assert_int_equal(world_push(w, &image, e1, 9, &r2, blocks, 4, false, &root), ESTALE);
+	assert_int_equal(world_lease(w, &image, &cache_b, &e2, &root), 0);
+	assert_true(e2 > e1);
+	assert_true(fp_equal(&root, &r2));
+	take.image = brk.image;
+	take.cache = (ProtobufCBinaryData){ 16, (uint8_t *)cache_a.b };
+	take.confirm_only = true;
+	take.epoch = e1;
+	req.body_case = VMDEDUP__REQUEST__BODY_LEASE_TAKE;
+	req.lease_take = &take;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, ESTALE);
+	req.body_case = VMDEDUP__REQUEST__BODY_LEASE_LIST;
+	req.lease_list = &list;
+	reply = world_call(w, &req, NULL, 0);
+	assert_int_equal(reply->lease_list->n_leases, 2);
+	assert_true(reply->lease_list->leases[0]->broken);
+	assert_false(reply->lease_list->leases[1]->broken);
+	list.limit = 1;
+	reply = world_call(w, &req, NULL, 0);
+	assert_int_equal(reply->lease_list->n_leases, 1);
+	assert_true(reply->lease_list->more);
+	list.after = reply->lease_list->next;
+	reply = world_call(w, &req, NULL, 0);
+	assert_int_equal(reply->lease_list->n_leases, 1);
+	assert_int_equal(reply->lease_list->leases[0]->epoch, e2);
+	list.after = "nonsense";
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
+	assert_int_equal(world_release(w, &image, &cache_b, e2), 0);
+	assert_int_equal(world_release(w, &image, &cache_b, e2), 0);
+	assert_int_equal(world_remove(w, "vm"), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 2);
+	assert_int_equal(world_release(w, &image, &cache_b, e1), EBUSY);
+	assert_int_equal(world_release(w, &image, &cache_a, e1), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM images"), 0);
+}
+
+static void test_cuts(void **state)
+{
+	struct world *w = *state;
+	uint64_t b0[4] = { 1, 2, 3, 4 }, b1[4] = { 5, 2, 3, 4 }, b2[4] = { 6, 2, 3, 4 };
+	uint64_t epoch, push, late;
+	struct fp r0, r1, r2, out;
+	struct uuid image;
+	struct tree t;
+	bool done;
+
+	assert_int_equal(world_import(w, "vm", b0, 4), 0);
+	assert_int_equal(world_image(w, "vm", &image, &r0), 0);
+	assert_int_equal(world_lease(w, &image, &cache_a, &epoch, &out), 0);
+	/* The first push of an epoch: any cut, but the head's root. */
+	out.b[0] ^= 1;
+	assert_int_equal(world_push(w, &image, epoch, 41, &out, b1, 4, false, &r1), ESTALE);
+	assert_int_equal(world_push(w, &image, epoch, 0, &r0, b1, 4, false, &r1), EINVAL);
+	assert_int_equal(world_push(w, &image, epoch + 1, 41, &r0, b1, 4, false, &r1), ESTALE);
+	/* A second begin of the same cut goes on with the first one's push. */
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &late, &done), 0);
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), 0);
+	assert_int_equal(push, late);
+	tree_build(&t, b1, 4, 4 * WORLD_BLOCK);
+	r1 = t.root;
+	assert_int_equal(world_part(w, push, &t, 0, 1, b1, 4), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	tree_free(&t);
+	/* Again: the first result. On another parent: stale. */
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), 0);
+	assert_true(done);
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r1, false, &push, &done), ESTALE);
+	/* Only the next cut follows. */
+	assert_int_equal(world_push(w, &image, epoch, 43, &r1, b2, 4, false, &r2), ESTALE);
+	assert_int_equal(world_push(w, &image, epoch, 40, &r1, b2, 4, false, &r2), ESTALE);
+	assert_int_equal(world_push(w, &image, epoch, 42, &r0, b2, 4, false, &r2), ESTALE);
+	assert_int_equal(world_push(w, &image, epoch, 42, &r1, b2, 4, false, &r2), 0);
+	/* The content of cut 41 again, as cut 43: the same root as before, and cut 41 is behind. */
+	assert_int_equal(world_push(w, &image, epoch, 43, &r2, b1, 4, false, &out), 0);
+	assert_true(fp_equal(&out, &r1));
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), ESTALE);
+	assert_int_equal(world_begin_cut(w, &image, epoch, 42, &r1, false, &push, &done), ESTALE);
+	/* A new grant has no cut yet. */
+	assert_int_equal(world_release(w, &image, &cache_a, epoch), 0);
+	assert_int_equal(world_push(w, &image, epoch, 44, &out, b2, 4, false, &r2), ESTALE);
+	assert_int_equal(world_lease(w, &image, &cache_b, &epoch, &out), 0);
+	assert_int_equal(world_push(w, &image, epoch, 1, &out, b2, 4, false, &r2), 0);
+}
+
+/* A dead session leaves a push open; its cut is superseded by the image's next one. */
+static void test_supersede_and_abort(void **state)
+{
+	struct world *w = *state;
+	uint64_t b0[2] = { 1, 2 }, b1[2] = { 3, 4 }, epoch, push, push2;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__PushAbort abt = VMDEDUP__PUSH_ABORT__INIT;
+	struct fp root, out;
+	struct uuid image;
+	struct tree t;
+	bool done;
+
+	tree_build(&t, b1, 2, 2 * WORLD_BLOCK);
+	assert_int_equal(world_import(w, "vm", b0, 2), 0);
+	assert_int_equal(world_image(w, "vm", &image, &root), 0);
+	assert_int_equal(world_lease(w, &image, &cache_a, &epoch, &out), 0);
+	assert_int_equal(world_begin_cut(w, &image, epoch, 1, &root, false, &push, &done), 0);
+	assert_int_equal(world_part(w, push, &t, 0, 1, b1, 2), 0);
+	assert_int_equal(world_begin_cut(w, &image, epoch, 2, &root, false, &push2, &done), 0);
+	assert_int_equal(world_commit(w, push, &t.root), ESTALE);
+	abt.push = push2;
+	req.body_case = VMDEDUP__REQUEST__BODY_PUSH_ABORT;
+	req.push_abort = &abt;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	/* The node that the superseded push brought is dying: naming it needs it whole. */
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 1);
+	assert_int_equal(world_begin_cut(w, &image, epoch, 3, &root, false, &push, &done), 0);
+	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
+	assert_int_equal(world_part(w, push, &t, 0, 1, b1, 2), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	tree_free(&t);
+}
+
+/* Between count 0 and the cascade a node is whole: bringing it again revives it. */
+static void test_revive(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[300], push;
+	struct error err = { 0 };
+	struct gc_progress p;
+	struct tree t;
+
+	ramp(blocks, 300, 1);
+	tree_build(&t, blocks, 300, 300 * WORLD_BLOCK);
+	assert_int_equal(world_import(w, "a", blocks, 300), 0);
+	world_settle(w);
+	assert_int_equal(world_remove(w, "a"), 0);
+	/* The image goes, its root is dying. */
+	assert_int_equal(meta_begin(&w->m, &err), 0);
+	assert_int_equal(gc_cascade(&w->m, 1, &p, &err), 0);
+	assert_int_equal(meta_commit(&w->m, &err), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM dying"), 1);
+	assert_int_equal(world_begin_import(w, "b", 300 * WORLD_BLOCK, &push), 0);
+	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
+	assert_int_equal(world_part(w, push, &t, 2, 3, NULL, 0), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes WHERE count = 1"), 3);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks WHERE count = 1"), 300);
+	tree_free(&t);
+}
+
+static void test_sessions(void **state)
+{
+	struct world *w = *state;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Mutation mut = VMDEDUP__MUTATION__INIT;
+	Vmdedup__ImageRemove rm = VMDEDUP__IMAGE_REMOVE__INIT;
+	Vmdedup__SessionOpen open = VMDEDUP__SESSION_OPEN__INIT;
+	uint8_t nonce[16] = { 1, 2, 3 };
+	uint64_t id;
+
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_REMOVE;
+	req.image_remove = &rm;
+	rm.name = "x";
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
+	req.mutation = &mut;
+	mut.session = 12345;
+	mut.sequence = 1;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, EKEYEXPIRED);
+	mut.session = w->session;
+	mut.sequence = w->sequence + 2;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
+	mut.sequence = w->sequence + 1;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, ENOENT);
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, ENOENT);
+	/* Another request under the same sequence is no retry. */
+	rm.name = "y";
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
+	mut.sequence++;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, ENOENT);
+	mut.sequence--;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, ESTALE);
+	/* Opening is idempotent by nonce. */
+	req.mutation = NULL;
+	req.body_case = VMDEDUP__REQUEST__BODY_SESSION_OPEN;
+	req.session_open = &open;
+	open.nonce = (ProtobufCBinaryData){ 16, nonce };
+	id = world_call(w, &req, NULL, 0)->session_open->session;
+	assert_int_equal(world_call(w, &req, NULL, 0)->session_open->session, id);
+	open.nonce.len = 15;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
+	/* A jump of the wall clock ends nothing; seven days of service do. */
+	w->wall_s += 100ULL * 365 * 86400;
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM sessions"), 2);
+	w->mono_ns += (META_SESSION_IDLE_S + 100) * 1000000000ULL;
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM sessions"), 0);
+}
+
+static void test_versions(void **state)
+{
+	struct world *w = *state;
+	uint64_t b0[2] = { 1, 2 }, b1[2] = { 3, 4 }, epoch;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Snapshot snap = VMDEDUP__SNAPSHOT__INIT;
+	Vmdedup__Rollback back = VMDEDUP__ROLLBACK__INIT;
+	Vmdedup__VersionList list = VMDEDUP__VERSION_LIST__INIT;
+	Vmdedup__ImageRename ren = VMDEDUP__IMAGE_RENAME__INIT;
+	Vmdedup__ImageRemove rm = VMDEDUP__IMAGE_REMOVE__INIT;
+	const Vmdedup__Reply *reply;
+	struct fp r0, r1, out;
+	struct uuid image;
+
+	assert_int_equal(world_import(w, "vm", b0, 2), 0);
+	assert_int_equal(world_image(w, "vm", &image, &r0), 0);
+	snap.name = "vm";
+	snap.label = "first";
+	req.body_case = VMDEDUP__REQUEST__BODY_SNAPSHOT;
+	req.snapshot = &snap;
+	reply = world_mutate(w, &req, NULL, 0);
+	assert_int_equal(reply->error, 0);
+	assert_int_equal(reply->image->version, 1);
+	assert_string_equal(reply->image->label, "first");
+	snap.label = "a\nb";
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, EINVAL);
+	snap.label = "\xff";
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, EINVAL);
+	assert_int_equal(world_lease(w, &image, &cache_a, &epoch, &out), 0);
+	assert_int_equal(world_push(w, &image, epoch, 1, &r0, b1, 2, true, &r1), 0);
+	back.name = "vm";
+	back.version = 1;
+	req.body_case = VMDEDUP__REQUEST__BODY_ROLLBACK;
+	req.rollback = &back;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, EBUSY);
+	assert_int_equal(world_release(w, &image, &cache_a, epoch), 0);
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	assert_int_equal(world_image(w, "vm", &image, &out), 0);
+	assert_true(fp_equal(&out, &r0));
+	back.version = 9;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, ENOENT);
+	list.name = "vm";
+	req.body_case = VMDEDUP__REQUEST__BODY_VERSION_LIST;
+	req.version_list = &list;
+	reply = world_call(w, &req, NULL, 0);
+	assert_int_equal(reply->version_list->n_versions, 2);
+	assert_memory_equal(reply->version_list->versions[1]->root.data, r1.b, FP_SIZE);
+	assert_int_equal(world_clone(w, "vm", 2, "from2"), 0);
+	assert_int_equal(world_image(w, "from2", &image, &out), 0);
+	assert_true(fp_equal(&out, &r1));
+	ren.name = "vm";
+	ren.new_name = "from2";
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_RENAME;
+	req.image_rename = &ren;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, EEXIST);
+	ren.new_name = "new";
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	assert_int_equal(world_remove(w, "vm"), ENOENT);
+	rm.name = "new";
+	rm.version = 2;
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_REMOVE;
+	req.image_remove = &rm;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, ENOENT);
+	assert_int_equal(world_remove(w, "from2"), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 1);
+	assert_int_equal(world_remove(w, "new"), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM versions"), 0);
+}
+
+static void test_list_and_nodes(void **state)
+{
+	struct world *w = *state;
+	uint64_t b[2] = { 1, 2 };
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ImageList list = VMDEDUP__IMAGE_LIST__INIT;
+	Vmdedup__NodeGet get = VMDEDUP__NODE_GET__INIT;
+	const Vmdedup__Reply *reply;
+	char name[16];
+	struct uuid u;
+	struct fp hashes[2];
+	int i;
+
+	assert_int_equal(world_import(w, "base", b, 2), 0);
+	for (i = 0; i < 25; i++) {
+		snprintf(name, sizeof(name), "vm-%02d", i);
+		assert_int_equal(world_clone(w, "base", 0, name), 0);
+	}
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_LIST;
+	req.image_list = &list;
+	list.prefix = "vm-";
+	list.limit = 10;
+	for (i = 0; i < 25; i += 10) {
+		reply = world_call(w, &req, NULL, 0);
+		assert_int_equal(reply->image_list->n_images, i == 20 ? 5 : 10);
+		assert_int_equal(reply->image_list->more, i != 20);
+		snprintf(name, sizeof(name), "vm-%02d", i);
+		assert_string_equal(reply->image_list->images[0]->name, name);
+		list.after = reply->image_list->images[reply->image_list->n_images - 1]->name;
+	}
+	assert_int_equal(world_image(w, "base", &u, &hashes[1]), 0);
+	hashes[0] = world_fp(99);
+	req.body_case = VMDEDUP__REQUEST__BODY_NODE_GET;
+	req.node_get = &get;
+	get.hashes = (ProtobufCBinaryData){ sizeof(hashes), (uint8_t *)hashes };
+	reply = world_call(w, &req, NULL, 0);
+	assert_int_equal(reply->error, 0);
+	assert_int_equal(w->nr_frames, 1);
+	assert_int_equal(reply->node_get->missing.len, FP_SIZE);
+	assert_memory_equal(reply->node_get->missing.data, hashes[0].b, FP_SIZE);
+	get.hashes.len = 31;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
+}
+
+/* Dead blocks are condemned with a new epoch; old receipts count no more; naming one again with a
+ * new receipt uncondemns it. */
+static void test_epochs(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[10], push;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__GcStep gc = VMDEDUP__GC_STEP__INIT;
+	const Vmdedup__Reply *reply;
+	uint64_t version = w->m.params.map_version;
+	struct tree t;
+
+	ramp(blocks, 10, 1);
+	tree_build(&t, blocks, 10, 10 * WORLD_BLOCK);
+	assert_int_equal(world_import(w, "a", blocks, 10), 0);
+	assert_int_equal(world_import(w, "b", blocks, 5), 0);
+	assert_int_equal(world_remove(w, "a"), 0);
+	/* Receipts of the old epoch, for a part that comes after the collection. */
+	assert_int_equal(world_begin_import(w, "c", 10 * WORLD_BLOCK, &push), 0);
+	assert_int_equal(world_part(w, push, &t, 0, 0, blocks, 10), 0);
+	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
+	req.gc_step = &gc;
+	gc.now = true;
+	do
+		reply = world_call(w, &req, NULL, 0);
+	while (reply->gc_step->more);
+	assert_int_equal(reply->gc_step->dead_blocks, 5);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks WHERE condemned = 2"), 5);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM shards WHERE epoch = 2"), 5);
+	assert_true(w->m.params.map_version > version);
+	reply = world_part_reply(w, push, &t, 0, 1, NULL, 0);
+	assert_int_equal(reply->error, EAGAIN);
+	assert_int_equal(reply->push_part->redo_blocks.len, 5 * FP_SIZE);
+	w->epoch = 2;
+	assert_int_equal(world_part(w, push, &t, 0, 1, blocks, 10), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks WHERE condemned > 0"), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	tree_free(&t);
+}
+
+static void test_placement(void **state)
+{
+	struct world *w = *state;
+	struct uuid d2 = { { 2 } }, d3 = { { 3 } };
+	uint32_t s2, s3, again;
+
+	world_free(w);
+	world_init(w, 2, 1);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 1"), 1024);
+	assert_int_equal(world_join(w, &d3, 1, "host1", 1ULL << 40, &s3), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas"), 1024);
+	assert_int_equal(world_join(w, &d2, 1, "host2", 1ULL << 40, &s2), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 3"), 1024);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE state = 0"), 2048);
+	assert_int_equal(world_join(w, &d2, 1, "host2", 1ULL << 40, &again), 0);
+	assert_int_equal(again, s2);
+	assert_int_equal(world_sql(w, "SELECT map_version FROM cluster"), 4);
+	/* Started anew: stale wherever another replica is. */
+	assert_int_equal(world_join(w, &d2, 2, "host2", 1ULL << 40, &again), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE state = 1"), 1024);
+}
+
+/* Requests of one batch share a transaction; the one that fails disturbs nobody. */
+static void test_batch(void **state)
+{
+	struct world *w = *state;
+	uint64_t b[2] = { 1, 2 };
+	struct meta_call calls[3] = { 0 };
+	Vmdedup__Request reqs[3];
+	Vmdedup__ImageClone clones[3];
+	Vmdedup__Mutation muts[3];
+	const char *names[3] = { "one", "base", "two" };
+	struct uuid u;
+	struct fp root;
+	int i;
+
+	assert_int_equal(world_import(w, "base", b, 2), 0);
+	for (i = 0; i < 3; i++) {
+		vmdedup__request__init(&reqs[i]);
+		vmdedup__image_clone__init(&clones[i]);
+		vmdedup__mutation__init(&muts[i]);
+		muts[i].session = w->session;
+		muts[i].sequence = ++w->sequence;
+		clones[i].source = "base";
+		clones[i].name = (char *)names[i];
+		reqs[i].mutation = &muts[i];
+		reqs[i].body_case = VMDEDUP__REQUEST__BODY_IMAGE_CLONE;
+		reqs[i].image_clone = &clones[i];
+		calls[i] = (struct meta_call){ .m = &w->m, .arena = &w->arena, .req = &reqs[i] };
+	}
+	meta_batch(&w->m, calls, 3);
+	assert_int_equal(calls[0].reply.error, 0);
+	assert_int_equal(calls[1].reply.error, EEXIST);
+	assert_int_equal(calls[2].reply.error, 0);
+	assert_int_equal(world_image(w, "two", &u, &root), 0);
+	assert_int_equal(world_sql(w, "SELECT count FROM nodes"), 4);
+}
+
+static void test_store_errors(void **state)
+{
+	struct world *w = *state;
+	struct meta_init init = { .name = "x", .block_shift = 12, .replicas = 1, .min_copies = 1 };
+	struct error err = { 0 };
+	struct store *s;
+	char path[128];
+
+	assert_int_equal(store_open(&s, w->path, &err), -EBUSY);
+	assert_int_equal(meta_store_init(w->path, &init, &err), -EBUSY);
+	store_close(w->m.store);
+	assert_int_equal(meta_store_init(w->path, &init, &err), -EEXIST);
+	assert_int_equal(store_open(&w->m.store, w->path, &err), 0);
+	assert_int_equal(store_begin(w->m.store, &err), 0);
+	assert_int_equal(store_exec(w->m.store, &err, "UPDATE cluster SET schema = 2"), 1);
+	assert_int_equal(store_commit(w->m.store, &err), 0);
+	store_close(w->m.store);
+	assert_int_equal(store_open(&s, w->path, &err), -EPROTONOSUPPORT);
+	snprintf(path, sizeof(path), "%s/none", w->dir);
+	assert_int_equal(store_open(&s, path, &err), -ENOENT);
+	init.block_shift = 11;
+	assert_int_equal(meta_store_init(path, &init, &err), -EINVAL);
+	init.block_shift = 12;
+	assert_int_equal(meta_store_init(path, &init, &err), 0);
+	assert_int_equal(store_open(&w->m.store, path, &err), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(test_import_clone_remove),
+		cmocka_unit_test_setup_teardown(test_import_clone_remove, setup_reopen, teardown),
+		T(test_parts_refused),
+		T(test_hostile_nodes),
+		T(test_receipts),
+		T(test_leases),
+		T(test_cuts),
+		cmocka_unit_test_setup_teardown(test_cuts, setup_reopen, teardown),
+		T(test_supersede_and_abort),
+		T(test_revive),
+		T(test_sessions),
+		T(test_versions),
+		T(test_list_and_nodes),
+		T(test_epochs),
+		T(test_placement),
+		T(test_batch),
+		T(test_store_errors),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

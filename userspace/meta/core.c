@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Batches, dispatch, and what handlers share. */
+#include "meta/core.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_RERUNS 20 /* of a transaction that loses against others (PostgreSQL) */
+
+enum verb_kind {
+	VERB_READ,     /* changes nothing */
+	VERB_MUTATION, /* needs (session, sequence) */
+	VERB_REPEAT,   /* changes something, and may be repeated without a session */
+};
+
+struct verb {
+	Vmdedup__Request__BodyCase body;
+	enum verb_kind kind;
+	meta_handler fn;
+};
+
+#define VERB(name, kind, fn) { VMDEDUP__REQUEST__BODY_##name, kind, fn }
+static const struct verb verbs[] = {
+	VERB(CLUSTER_INFO, VERB_READ, cluster_info),
+	VERB(MAP_GET, VERB_READ, map_get),
+	VERB(SERVER_JOIN, VERB_REPEAT, map_server_join),
+	VERB(SESSION_OPEN, VERB_REPEAT, session_open),
+	VERB(IMAGE_GET, VERB_READ, image_get),
+	VERB(IMAGE_LIST, VERB_READ, image_list),
+	VERB(IMAGE_CLONE, VERB_MUTATION, image_clone),
+	VERB(IMAGE_REMOVE, VERB_MUTATION, image_remove),
+	VERB(IMAGE_RENAME, VERB_MUTATION, image_rename),
+	VERB(VERSION_LIST, VERB_READ, version_list),
+	VERB(SNAPSHOT, VERB_MUTATION, version_snapshot),
+	VERB(ROLLBACK, VERB_MUTATION, version_rollback),
+	VERB(LEASE_TAKE, VERB_MUTATION, lease_take),
+	VERB(LEASE_RELEASE, VERB_MUTATION, lease_release),
+	VERB(LEASE_BREAK, VERB_MUTATION, lease_break),
+	VERB(LEASE_LIST, VERB_READ, lease_list),
+	VERB(PUSH_BEGIN, VERB_MUTATION, push_begin),
+	VERB(PUSH_PART, VERB_MUTATION, push_part),
+	VERB(PUSH_COMMIT, VERB_MUTATION, push_commit),
+	VERB(PUSH_ABORT, VERB_MUTATION, push_abort),
+	VERB(NODE_GET, VERB_READ, node_get),
+	VERB(GC_STEP, VERB_REPEAT, gc_step),
+};
+
+int call_error(struct meta_call *c, int code, const char *fmt, ...)
+{
+	char text[ERROR_TEXT_SIZE];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	return error_set(&c->err, code, "%s", text);
+}
+
+int call_nomem(struct meta_call *c)
+{
+	return call_error(c, -ENOMEM, "the meta server is out of memory");
+}
+
+int call_bytes(struct meta_call *c, ProtobufCBinaryData *out, const void *p, size_t len)
+{
+	out->data = arena_memdup(c->arena, p, len);
+	out->len = len;
+	return out->data ? 0 : call_nomem(c);
+}
+
+int call_get_uuid(struct meta_call *c, const ProtobufCBinaryData *in, const char *what,
+		  struct uuid *out)
+{
+	if (in->len != sizeof(out->b))
+		return call_error(c, -EINVAL, "%s: %zu bytes, a UUID has 16", what, in->len);
+	memcpy(out->b, in->data, sizeof(out->b));
+	if (uuid_is_null(out))
+		return call_error(c, -EINVAL, "%s: the UUID is all zero", what);
+	return 0;
+}
+
+int call_get_fp(struct meta_call *c, const ProtobufCBinaryData *in, const char *what,
+		struct fp *out)
+{
+	if (in->len != FP_SIZE)
+		return call_error(c, -EINVAL, "%s: %zu bytes, it has 32", what, in->len);
+	memcpy(out->b, in->data, FP_SIZE);
+	return 0;
+}
+
+/* Length of the valid UTF-8 sequence at @p, 0: none. */
+static size_t utf8_length(const uint8_t *p)
+{
+	size_t i, n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 :
+		      p[0] < 0xf5 ? 4 : 0;
+
+	for (i = 1; i < n; i++)
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+	if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+	    (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f))
+		return 0;
+	return n;
+}
+
+int call_check_text(struct meta_call *c, const char *text, const char *what)
+{
+	const uint8_t *p = (const uint8_t *)text;
+	size_t n;
+
+	if (strlen(text) > META_MAX_TEXT)
+		return call_error(c, -EINVAL, "%s: %zu bytes, at most %d are allowed", what,
+				  strlen(text), META_MAX_TEXT);
+	for (; *p; p += n) {
+		n = utf8_length(p);
+		if (!n || *p < 0x20 || *p == 0x7f)
+			return call_error(c, -EINVAL,
+					  "%s: it holds bytes that are no printable UTF-8", what);
+	}
+	return 0;
+}
+
+int call_random_id(struct meta_call *c, uint64_t *id)
+{
+	const struct meta_env *env = c->m->env;
+
+	do {
+		if (env->random(env->ctx, id, sizeof(*id)))
+			return call_error(c, -EIO, "no random numbers from the system");
+		*id &= INT64_MAX;
+	} while (!*id);
+	return 0;
+}
+
+static int load_params(struct meta *m, struct error *err)
+{
+	struct meta_params *p = &m->params;
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int r;
+
+	r = store_query(m->store, err, &rows,
+			"SELECT uuid, name, algorithm, block_shift, replicas, min_copies, "
+			"receipt_key, map_version, age_s, members_version FROM cluster");
+	if (!r)
+		r = rows_next(&rows, err);
+	if (r <= 0)
+		return r ? r : store_fail(m->store, err, -EUCLEAN, "the cluster's row is missing");
+	r = rows_bytes(&rows, 0, p->uuid.b, sizeof(p->uuid.b), err) ?:
+	    rows_bytes(&rows, 6, p->receipt_key, sizeof(p->receipt_key), err);
+	if (r)
+		return r;
+	snprintf(p->name, sizeof(p->name), "%s", rows_text(&rows, 1));
+	p->algorithm = (enum fp_algorithm)rows_int(&rows, 2);
+	p->block_shift = (unsigned int)rows_int(&rows, 3);
+	p->replicas = (unsigned int)rows_int(&rows, 4);
+	p->min_copies = (unsigned int)rows_int(&rows, 5);
+	p->map_version = (uint64_t)rows_int(&rows, 7);
+	p->age_s = (uint64_t)rows_int(&rows, 8);
+	p->members_version = (uint64_t)rows_int(&rows, 9);
+	if (p->block_shift < BLOCK_SHIFT_MIN || p->block_shift > BLOCK_SHIFT_MAX ||
+	    p->replicas < 1 || p->replicas > 4 || p->min_copies < 1 || p->min_copies > p->replicas)
+		return store_fail(m->store, err, -EUCLEAN,
+				  "the cluster's row is damaged: block_shift, replicas or min_copies");
+	return 0;
+}
+
+int meta_begin(struct meta *m, struct error *err)
+{
+	m->delta = (struct meta_totals){ 0 };
+	return store_begin(m->store, err) ?: load_params(m, err);
+}
+
+int meta_commit(struct meta *m, struct error *err)
+{
+	int64_t n = 0;
+
+	if (m->delta.nodes || m->delta.blocks)
+		n = store_exec(m->store, err, "UPDATE totals SET nodes = nodes + ?1, blocks = blocks + "
+			       "?2 WHERE slot = 0", V_INT(m->delta.nodes), V_INT(m->delta.blocks));
+	return n < 0 ? (int)n : store_commit(m->store, err);
+}
+
+static void reset_reply(struct meta_call *c)
+{
+	vmdedup__reply__init(&c->reply);
+	c->out = NULL;
+	c->nr_out = 0;
+	c->err = (struct error){ 0 };
+}
+
+static void reply_with_error(struct meta_call *c)
+{
+	char *text = arena_strdup(c->arena, c->err.text);
+	int code = c->err.code ? c->err.code : -EIO;
+	struct error err = c->err;
+
+	reset_reply(c);
+	c->err = err;
+	c->reply.error = -code;
+	if (text)
+		c->reply.error_text = text;
+}
+
+int call_run(struct meta_call *c, meta_handler fn)
+{
+	struct meta_totals delta = c->m->delta;
+	struct store *s = call_store(c);
+	int r;
+
+	c->m->may_cascade = true;
+	r = store_savepoint(s, &c->err);
+	if (r)
+		return r;
+	r = fn(c);
+	if (s->failed)
+		return s->failed;
+	if (r) {
+		c->m->delta = delta;
+		c->err.code = r;
+		reply_with_error(c);
+		r = store_rollback_to(s, &c->err);
+		if (r)
+			return r;
+	}
+	return store_release(s, &c->err);
+}
+
+
+static int dispatch(struct meta_call *c)
+{
+	const struct verb *v = NULL;
+	size_t i;
+	int r;
+
+	for (i = 0; i < ARRAY_SIZE(verbs); i++)
+		if (verbs[i].body == c->req->body_case)
+			v = &verbs[i];
+	if (!v)
+		r = call_error(c, -EOPNOTSUPP, "the meta server knows no such request");
+	else if (v->kind == VERB_MUTATION || (v->kind == VERB_REPEAT && c->req->mutation))
+		return session_mutate(c, v->fn);
+	else if (v->kind == VERB_REPEAT)
+		return call_run(c, v->fn);
+	else
+		r = v->fn(c);
+	if (call_store(c)->failed)
+		return call_store(c)->failed;
+	if (r)
+		reply_with_error(c);
+	return 0;
+}
+
+static int run_once(struct meta *m, struct meta_call *calls, size_t n, struct error *err)
+{
+	size_t i;
+	int r;
+
+	r = meta_begin(m, err);
+	for (i = 0; !r && i < n; i++) {
+		reset_reply(&calls[i]);
+		r = dispatch(&calls[i]);
+		if (r && err)
+			*err = calls[i].err;
+	}
+	if (!r)
+		r = meta_commit(m, err);
+	if (r)
+		store_rollback(m->store);
+	return r;
+}
+
+void meta_batch(struct meta *m, struct meta_call *calls, size_t n)
+{
+	struct error err = { 0 };
+	int r = 0, runs;
+	size_t i;
+
+	if (!n)
+		return;
+	for (runs = 0; runs < MAX_RERUNS; runs++) {
+		r = run_once(m, calls, n, &err);
+		if (r != -EAGAIN)
+			break;
+	}
+	if (!r)
+		return;
+	if (n > 1) {
+		/* One request may be what the store fails on: give each a transaction of its own. */
+		for (i = 0; i < n; i++)
+			meta_batch(m, &calls[i], 1);
+		return;
+	}
+	reset_reply(calls);
+	error_set(&calls->err, r == -EAGAIN ? -EBUSY : r, "%s", err.text);
+	reply_with_error(calls);
+}

@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Collection. The cascade gives back, in bounded steps, what pushes that are over and images that
+ * are removed still hold, and takes dying nodes apart: one node, with all that it counts, in one
+ * transaction, so that a dying node is whole until it is gone.
+ *
+ * A block at count 0 is dead. Collecting a shard raises its epoch E by one and condemns its dead
+ * blocks in the same transaction. Any count that comes later needs a receipt of the new epoch, that
+ * is, a PUT or TOUCH that a data server has stamped with it, and a data server deletes only below it.
+ */
+#include "meta/image.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define DEFAULT_BUDGET 64   /* nodes */
+#define MAX_BUDGET     4096
+#define ROWS_A_NODE    256  /* what counts as much work as one node */
+
+/* ---- pushes that are over ---- */
+
+/* Takes up to @n of a push's nodes. Returns how many there were. */
+static int64_t end_push_nodes(struct meta *m, int64_t push, uint32_t domain, unsigned int n,
+			      struct error *err)
+{
+	struct fp *hashes CLEANUP_FREE = calloc(n, sizeof(*hashes));
+	struct rows rows CLEANUP_ROWS = { 0 };
+	size_t i, nr = 0;
+	int64_t done;
+	int r;
+
+	if (!hashes)
+		return error_set(err, -ENOMEM, "the meta server is out of memory");
+	r = store_query(m->store, err, &rows, "SELECT hash FROM push_nodes WHERE push = ?1 LIMIT ?2",
+			V_INT(push), V_INT(n));
+	while (!r && nr < n && (r = rows_next(&rows, err)) > 0)
+		r = rows_bytes(&rows, 0, hashes[nr++].b, FP_SIZE, err);
+	if (r < 0)
+		return r;
+	rows_end(&rows);
+	for (i = 0; i < nr; i++) {
+		r = node_unref(m, domain, &hashes[i], 1, err);
+		if (r)
+			return r;
+		done = store_exec(m->store, err,
+				  "DELETE FROM push_nodes WHERE push = ?1 AND hash = ?2", V_INT(push),
+				  V_FP(&hashes[i]));
+		if (done < 0)
+			return done;
+	}
+	return (int64_t)nr;
+}
+
+static int64_t end_push_receipts(struct meta *m, int64_t push, unsigned int n, struct error *err)
+{
+	return store_exec(m->store, err,
+			  "DELETE FROM push_receipts WHERE push = ?1 AND fp IN (SELECT fp FROM "
+			  "push_receipts WHERE push = ?1 LIMIT ?2)", V_INT(push), V_INT(n));
+}
+
+static int64_t end_push(struct meta *m, int64_t push, struct error *err)
+{
+	int64_t n = store_exec(m->store, err, "DELETE FROM push_disks WHERE push = ?1",
+			       V_INT(push));
+
+	return n < 0 ? n : store_exec(m->store, err, "DELETE FROM pushes WHERE id = ?1",
+				      V_INT(push));
+}
+
+/* One step on one push: 1 something was done (budget goes down), 0 there is none. */
+static int step_push(struct meta *m, unsigned int *budget, struct error *err)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int64_t push, n;
+	uint32_t domain;
+	int r;
+
+	r = store_query(m->store, err, &rows,
+			"SELECT id, domain FROM pushes WHERE state = 1 ORDER BY id LIMIT 1");
+	if (!r)
+		r = rows_next(&rows, err);
+	if (r <= 0)
+		return r;
+	push = rows_int(&rows, 0);
+	domain = (uint32_t)rows_int(&rows, 1);
+	rows_end(&rows);
+	n = end_push_nodes(m, push, domain, *budget, err);
+	if (n < 0)
+		return (int)n;
+	*budget -= (unsigned int)n;
+	if (n || !*budget)
+		return 1;
+	n = end_push_receipts(m, push, *budget * ROWS_A_NODE, err);
+	if (n < 0)
+		return (int)n;
+	*budget -= MIN(*budget, (unsigned int)(n + ROWS_A_NODE - 1) / ROWS_A_NODE);
+	if (n)
+		return 1;
+	n = end_push(m, push, err);
+	return n < 0 ? (int)n : 1;
+}
+
+/* ---- images that are removed ---- */
+
+struct removed {
+	struct uuid uuid;
+	uint32_t domain;
+	struct fp root;
+};
+
+/* 1: a version of it has gone; 0: none is left. */
+static int drop_version(struct meta *m, const struct removed *im, struct error *err)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct fp root;
+	int64_t number;
+	int r;
+
+	r = store_query(m->store, err, &rows,
+			"SELECT number, root FROM versions WHERE image = ?1 LIMIT 1",
+			V_UUID(&im->uuid));
+	if (!r)
+		r = rows_next(&rows, err);
+	if (r <= 0)
+		return r;
+	number = rows_int(&rows, 0);
+	r = rows_bytes(&rows, 1, root.b, FP_SIZE, err);
+	rows_end(&rows);
+	if (!r && store_exec(m->store, err, "DELETE FROM versions WHERE image = ?1 AND number = ?2",
+			     V_UUID(&im->uuid), V_INT(number)) < 0)
+		r = m->store->failed;
+	return r ?: node_unref(m, im->domain, &root, 1, err) ?: 1;
+}
+
+static int step_image(struct meta *m, unsigned int *budget, struct error *err)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct removed im;
+	int r;
+
+	r = store_query(m->store, err, &rows,
+			"SELECT uuid, domain, root FROM images WHERE removed = 1 LIMIT 1");
+	if (!r)
+		r = rows_next(&rows, err);
+	if (r <= 0)
+		return r;
+	im.domain = (uint32_t)rows_int(&rows, 1);
+	r = rows_bytes(&rows, 0, im.uuid.b, sizeof(im.uuid.b), err) ?:
+	    rows_bytes(&rows, 2, im.root.b, FP_SIZE, err);
+	rows_end(&rows);
+	if (!r)
+		r = drop_version(m, &im, err);
+	(*budget)--;
+	if (r)
+		return r;
+	if (store_exec(m->store, err, "DELETE FROM images WHERE uuid = ?1", V_UUID(&im.uuid)) < 0)
+		return m->store->failed;
+	return node_unref(m, im.domain, &im.root, 1, err) ?: 1;
+}
+
+/* ---- dying nodes ---- */
+
+static int fp_order(const void *a, const void *b)
+{
+	return memcmp(a, b, FP_SIZE);
+}
+
+static int lower_block(struct meta *m, uint32_t domain, const struct fp *fp, uint64_t times,
+		       struct error *err)
+{
+	char hex[FP_HEX_SIZE];
+	int64_t left = 0;
+	int r = store_int(m->store, err, &left,
+			  "UPDATE blocks SET count = count - ?3 WHERE domain = ?1 AND fp = ?2 AND "
+			  "count >= ?3 RETURNING count", V_INT(domain), V_FP(fp), V_INT(times));
+
+	if (r < 0)
+		return r;
+	m->delta.blocks -= !left;
+	return r ? 0 : store_fail(m->store, err, -EUCLEAN,
+				  "block %s is counted fewer times than it is named; `vmdedup cluster "
+				  "check` tells more", fp_to_hex(fp, hex));
+}
+
+static int lower_entries(struct meta *m, uint32_t domain, struct recipe_node *node,
+			 struct error *err)
+{
+	size_t i, j;
+	int r = 0;
+
+	qsort(node->entries, node->count, sizeof(node->entries[0]), fp_order);
+	for (i = 0; !r && i < node->count; i = j) {
+		const struct fp *fp = &node->entries[i];
+
+		for (j = i + 1; j < node->count && fp_equal(fp, &node->entries[j]); j++)
+			;
+		if (fp_is_zero(fp))
+			continue;
+		r = node->level ? node_unref(m, domain, fp, j - i, err) :
+				  lower_block(m, domain, fp, j - i, err);
+	}
+	return r;
+}
+
+static int load_node(struct meta *m, uint32_t domain, const struct fp *hash,
+		     struct recipe_node *node, struct error *err)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	char hex[FP_HEX_SIZE];
+	const void *data;
+	size_t len;
+	int r;
+
+	r = store_query(m->store, err, &rows,
+			"SELECT data FROM node_data WHERE hash = ?1 AND domain = ?2", V_FP(hash),
+			V_INT(domain));
+	if (!r)
+		r = rows_next(&rows, err);
+	if (r < 0)
+		return r;
+	data = r ? rows_blob(&rows, 0, &len) : NULL;
+	if (!r || recipe_node_decode(node, data, len, NULL))
+		return store_fail(m->store, err, -EUCLEAN, "node %s is missing or damaged",
+				  fp_to_hex(hash, hex));
+	return 0;
+}
+
+static int take_apart(struct meta *m, uint32_t domain, const struct fp *hash, struct error *err)
+{
+	struct recipe_node node;
+	int r;
+
+	r = load_node(m, domain, hash, &node, err) ?: lower_entries(m, domain, &node, err);
+	if (r)
+		return r;
+	if (store_exec(m->store, err, "DELETE FROM dying WHERE hash = ?1 AND domain = ?2",
+		       V_FP(hash), V_INT(domain)) < 0 ||
+	    store_exec(m->store, err, "DELETE FROM node_data WHERE hash = ?1 AND domain = ?2",
+		       V_FP(hash), V_INT(domain)) < 0 ||
+	    store_exec(m->store, err, "DELETE FROM nodes WHERE hash = ?1 AND domain = ?2 AND "
+		       "count = 0", V_FP(hash), V_INT(domain)) < 0)
+		return m->store->failed;
+	m->delta.nodes--;
+	return 0;
+}
+
+static int step_dying(struct meta *m, unsigned int *budget, struct gc_progress *p,
+		      struct error *err)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct fp hash;
+	uint32_t domain;
+	int r;
+
+	r = store_query(m->store, err, &rows, "SELECT hash, domain FROM dying LIMIT 1");
+	if (!r)
+		r = rows_next(&rows, err);
+	if (r <= 0)
+		return r;
+	domain = (uint32_t)rows_int(&rows, 1);
+	r = rows_bytes(&rows, 0, hash.b, FP_SIZE, err);
+	rows_end(&rows);
+	if (!r)
+		r = take_apart(m, domain, &hash, err);
+	if (r)
+		return r;
+	(*budget)--;
+	p->freed_nodes++;
+	return 1;
+}
+
+int gc_cascade(struct meta *m, unsigned int budget, struct gc_progress *p, struct error *err)
+{
+	int r = 1;
+
+	*p = (struct gc_progress){ 0 };
+	while (r > 0 && budget) {
+		r = step_push(m, &budget, err);
+		if (!r)
+			r = step_image(m, &budget, err);
+		if (!r)
+			r = step_dying(m, &budget, p, err);
+	}
+	p->more = r > 0;
+	return r < 0 ? r : 0;
+}
+
+/* ---- condemning ---- */
+
+static void shard_range(unsigned int shard, struct fp *from, struct fp *to)
+{
+	memset(from, 0, sizeof(*from));
+	memset(to, 0xff, sizeof(*to));
+	from->b[0] = to->b[0] = (uint8_t)(shard >> 2);
+	from->b[1] = (uint8_t)(shard << 6);
+	to->b[1] = from->b[1] | 0x3f;
+}
+
+/* 1 and the shard of a dead block that is not condemned yet, at or after shard @from. */
+static int next_dead_shard(struct meta_call *c, unsigned int from, unsigned int *shard)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct fp low, high, fp;
+	int r;
+
+	shard_range(from, &low, &high);
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT min(fp) FROM blocks WHERE count = 0 AND condemned = 0 AND fp >= ?1",
+			V_FP(&low));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	if (r <= 0)
+		return r;
+	if (!rows_blob(&rows, 0, &(size_t){ 0 }))
+		return 0;
+	r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
+	*shard = fp_shard(&fp);
+	return r ?: 1;
+}
+
+static int condemn(struct meta_call *c, unsigned int shard)
+{
+	struct store *s = call_store(c);
+	struct fp from, to;
+	int64_t n;
+
+	shard_range(shard, &from, &to);
+	n = store_exec(s, &c->err, "UPDATE shards SET epoch = epoch + 1 WHERE shard = ?1",
+		       V_INT(shard));
+	if (n >= 0)
+		n = store_exec(s, &c->err,
+			       "UPDATE blocks SET condemned = (SELECT epoch FROM shards WHERE "
+			       "shard = ?1) WHERE count = 0 AND condemned = 0 AND fp >= ?2 AND "
+			       "fp <= ?3", V_INT(shard), V_FP(&from), V_FP(&to));
+	return n < 0 ? (int)n : 0;
+}
+
+/* Raises the epochs of up to @budget shards with dead blocks. The map's version goes up with
+ * them: that is how clients and data servers learn. */
+static int condemn_some(struct meta_call *c, unsigned int budget, bool *more)
+{
+	unsigned int from = 0, shard, done;
+	int r = 0;
+
+	*more = false;
+	for (done = 0; done < budget && from < NR_SHARDS; done++) {
+		r = next_dead_shard(c, from, &shard);
+		if (r <= 0)
+			break;
+		r = condemn(c, shard);
+		if (r)
+			return r;
+		from = shard + 1;
+	}
+	*more = r > 0 || (!r && done == budget && from < NR_SHARDS);
+	if (r >= 0 && done)
+		r = map_bump(c->m, false, &c->err);
+	return r < 0 ? r : 0;
+}
+
+int gc_step(struct meta_call *c)
+{
+	const Vmdedup__GcStep *req = c->req->gc_step;
+	Vmdedup__GcStepReply *reply = call_alloc(c, sizeof(*reply));
+	unsigned int budget = req->budget ? MIN(req->budget, MAX_BUDGET) : DEFAULT_BUDGET;
+	struct gc_progress p;
+	int64_t dying = 0, dead = 0, condemned = 0;
+	bool more = false;
+	int r;
+
+	if (!reply)
+		return call_nomem(c);
+	vmdedup__gc_step_reply__init(reply);
+	r = gc_cascade(c->m, budget, &p, &c->err);
+	if (!r && !p.more && req->now)
+		r = condemn_some(c, budget, &more);
+	if (r)
+		return r;
+	r = store_int(call_store(c), &c->err, &dying, "SELECT count(*) FROM dying");
+	if (r >= 0)
+		r = store_int(call_store(c), &c->err, &dead,
+			      "SELECT count(*) FROM blocks WHERE count = 0 AND condemned = 0");
+	if (r >= 0)
+		r = store_int(call_store(c), &c->err, &condemned,
+			      "SELECT count(*) FROM blocks WHERE condemned > 0");
+	if (r < 0)
+		return r;
+	reply->dying_nodes = (uint64_t)dying;
+	reply->freed_nodes = p.freed_nodes;
+	reply->dead_blocks = (uint64_t)(dead + condemned);
+	reply->more = p.more || more;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_GC_STEP;
+	c->reply.gc_step = reply;
+	return 0;
+}

@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Leases: an image has one writer, a cache. Its epoch goes up with every grant; the same cache
+ * that opens again keeps it. The root that a lease stands on, and that one's parent, are counted,
+ * so that the collector never takes the base of a host's dirty data.
+ */
+#include "meta/image.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LEASE_COLUMNS \
+	"image, epoch, state, cache, host, domain, name, size, root, parent_root, cut, since_s"
+
+static int read_row(struct meta_call *c, struct rows *rows, struct lease *l)
+{
+	l->epoch = (uint64_t)rows_int(rows, 1);
+	l->state = (enum lease_state)rows_int(rows, 2);
+	snprintf(l->host, sizeof(l->host), "%s", rows_text(rows, 4));
+	l->domain = (uint32_t)rows_int(rows, 5);
+	snprintf(l->name, sizeof(l->name), "%s", rows_text(rows, 6));
+	l->size = (uint64_t)rows_int(rows, 7);
+	l->cut = (uint64_t)rows_int(rows, 10);
+	l->since_s = (uint64_t)rows_int(rows, 11);
+	return rows_bytes(rows, 0, l->image.b, sizeof(l->image.b), &c->err) ?:
+	       rows_bytes(rows, 3, l->cache.b, sizeof(l->cache.b), &c->err) ?:
+	       rows_bytes(rows, 8, l->root.b, FP_SIZE, &c->err) ?:
+	       rows_bytes(rows, 9, l->parent_root.b, FP_SIZE, &c->err);
+}
+
+int lease_active(struct meta_call *c, const struct uuid *image, struct lease *l)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int r;
+
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT " LEASE_COLUMNS " FROM leases WHERE image = ?1 AND state = 0",
+			V_UUID(image));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	return r <= 0 ? r : (read_row(c, &rows, l) ?: 1);
+}
+
+static int load(struct meta_call *c, const struct uuid *image, uint64_t epoch, struct lease *l)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int r;
+
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT " LEASE_COLUMNS " FROM leases WHERE image = ?1 AND epoch = ?2",
+			V_UUID(image), V_INT(epoch));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	return r <= 0 ? r : (read_row(c, &rows, l) ?: 1);
+}
+
+static int busy(struct meta_call *c, const struct lease *l, const char *what)
+{
+	char cache[UUID_TEXT_SIZE];
+
+	return call_error(c, -EBUSY,
+			  "image \"%s\" is attached on host %s (cache %s, lease epoch %llu) and "
+			  "cannot be %s; detach it there, or see `vmdedup volume break-lease`",
+			  l->name, l->host, uuid_to_text(&l->cache, cache),
+			  (unsigned long long)l->epoch, what);
+}
+
+int lease_none(struct meta_call *c, const struct image *im, const char *what)
+{
+	struct lease l;
+	int r = lease_active(c, &im->uuid, &l);
+
+	return r > 0 ? busy(c, &l, what) : r;
+}
+
+static int fill(struct meta_call *c, Vmdedup__Lease *out, const struct lease *l)
+{
+	vmdedup__lease__init(out);
+	out->epoch = l->epoch;
+	out->cut = l->cut;
+	out->size = l->size;
+	out->since_s = l->since_s;
+	out->broken = l->state == LEASE_BROKEN;
+	out->host = arena_strdup(c->arena, l->host);
+	out->name = arena_strdup(c->arena, l->name);
+	if (!out->host || !out->name)
+		return call_nomem(c);
+	return call_bytes(c, &out->image, l->image.b, sizeof(l->image.b)) ?:
+	       call_bytes(c, &out->cache, l->cache.b, sizeof(l->cache.b)) ?:
+	       call_bytes(c, &out->root, l->root.b, FP_SIZE) ?:
+	       call_bytes(c, &out->parent_root, l->parent_root.b, FP_SIZE);
+}
+
+static int reply_lease(struct meta_call *c, const struct lease *l)
+{
+	Vmdedup__Lease *out = call_alloc(c, sizeof(*out));
+	int r;
+
+	if (!out)
+		return call_nomem(c);
+	r = fill(c, out, l);
+	if (r)
+		return r;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_LEASE;
+	c->reply.lease = out;
+	return 0;
+}
+
+/* Counts the root once for the lease; there is no parent before the first commit. */
+static int grant(struct meta_call *c, struct image *im, struct lease *l)
+{
+	int64_t n;
+	int r;
+
+	l->epoch = ++im->lease_epoch;
+	l->state = LEASE_ACTIVE;
+	l->image = im->uuid;
+	l->domain = im->domain;
+	l->size = im->size;
+	l->root = im->root;
+	l->parent_root = (struct fp){ 0 };
+	l->cut = 0;
+	l->since_s = call_now_s(c);
+	snprintf(l->name, sizeof(l->name), "%s", im->name);
+	r = node_ref(c, l->domain, &l->root);
+	if (r)
+		return r;
+	n = store_exec(call_store(c), &c->err,
+		       "INSERT INTO leases (" LEASE_COLUMNS ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, "
+		       "?8, ?9, ?10, ?11, ?12)", V_UUID(&l->image), V_INT(l->epoch), V_INT(l->state),
+		       V_UUID(&l->cache), V_TEXT(l->host), V_INT(l->domain), V_TEXT(l->name),
+		       V_INT(l->size), V_FP(&l->root), V_FP(&l->parent_root), V_INT(l->cut),
+		       V_INT(l->since_s));
+	if (n >= 0)
+		n = store_exec(call_store(c), &c->err,
+			       "UPDATE images SET lease_epoch = ?2 WHERE uuid = ?1",
+			       V_UUID(&im->uuid), V_INT(im->lease_epoch));
+	return n < 0 ? (int)n : 0;
+}
+
+int lease_advance(struct meta_call *c, struct lease *l, const struct fp *root, uint64_t cut)
+{
+	struct fp old = l->parent_root;
+	int64_t n;
+	int r;
+
+	r = node_ref(c, l->domain, root);
+	if (r)
+		return r;
+	l->parent_root = l->root; /* its count moves along */
+	l->root = *root;
+	l->cut = cut;
+	n = store_exec(call_store(c), &c->err,
+		       "UPDATE leases SET root = ?3, parent_root = ?4, cut = ?5 WHERE image = ?1 AND "
+		       "epoch = ?2", V_UUID(&l->image), V_INT(l->epoch), V_FP(&l->root),
+		       V_FP(&l->parent_root), V_INT(l->cut));
+	return n < 0 ? (int)n : node_unref(c->m, l->domain, &old, 1, &c->err);
+}
+
+static int lost(struct meta_call *c, const struct image *im, uint64_t epoch)
+{
+	return call_error(c, -ESTALE,
+			  "the lease of epoch %llu on image \"%s\" is over (the image is at epoch "
+			  "%llu): what this cache has not pushed can be recovered as a new image",
+			  (unsigned long long)epoch, im->name, (unsigned long long)im->lease_epoch);
+}
+
+static int take_readonly(struct meta_call *c, const struct image *im, const struct uuid *cache)
+{
+	struct lease l = {
+		.image = im->uuid, .cache = *cache, .domain = im->domain, .size = im->size,
+		.root = im->root,
+	};
+
+	snprintf(l.host, sizeof(l.host), "%s", c->req->lease_take->host);
+	snprintf(l.name, sizeof(l.name), "%s", im->name);
+	return reply_lease(c, &l);
+}
+
+int lease_take(struct meta_call *c)
+{
+	const Vmdedup__LeaseTake *req = c->req->lease_take;
+	struct uuid image, cache;
+	struct image im;
+	struct lease l;
+	int r;
+
+	r = call_get_uuid(c, &req->image, "the image's UUID", &image) ?:
+	    call_get_uuid(c, &req->cache, "the cache's UUID", &cache) ?:
+	    call_check_text(c, req->host, "the host's name") ?: image_by_uuid(c, &image, &im);
+	if (r)
+		return r;
+	if (req->readonly)
+		return take_readonly(c, &im, &cache);
+	r = lease_active(c, &image, &l);
+	if (r < 0)
+		return r;
+	if (req->confirm_only &&
+	    (!r || !uuid_equal(&l.cache, &cache) || l.epoch != req->epoch))
+		return lost(c, &im, req->epoch);
+	if (r)
+		return uuid_equal(&l.cache, &cache) ? reply_lease(c, &l) :
+						      busy(c, &l, "attached a second time");
+	l = (struct lease){ .cache = cache };
+	snprintf(l.host, sizeof(l.host), "%s", req->host);
+	return grant(c, &im, &l) ?: reply_lease(c, &l);
+}
+
+/* Gives back what the lease counts, and ends the pushes that only it could commit. */
+static int drop(struct meta_call *c, const struct lease *l)
+{
+	struct store *s = call_store(c);
+	int64_t n;
+
+	n = store_exec(s, &c->err, "DELETE FROM leases WHERE image = ?1 AND epoch = ?2",
+		       V_UUID(&l->image), V_INT(l->epoch));
+	if (n >= 0)
+		n = store_exec(s, &c->err, "UPDATE pushes SET state = 1 WHERE image = ?1 AND "
+			       "epoch = ?2 AND state = 0", V_UUID(&l->image), V_INT(l->epoch));
+	if (n < 0)
+		return (int)n;
+	return node_unref(c->m, l->domain, &l->root, 1, &c->err) ?:
+	       node_unref(c->m, l->domain, &l->parent_root, 1, &c->err);
+}
+
+/* Also of a broken one: its cache has recovered or given up what it had. Of one that is gone:
+ * done before. */
+int lease_release(struct meta_call *c)
+{
+	const Vmdedup__LeaseRelease *req = c->req->lease_release;
+	struct uuid image, cache;
+	struct lease l;
+	int r;
+
+	r = call_get_uuid(c, &req->image, "the image's UUID", &image) ?:
+	    call_get_uuid(c, &req->cache, "the cache's UUID", &cache);
+	if (r)
+		return r;
+	r = load(c, &image, req->epoch, &l);
+	if (r <= 0)
+		return r;
+	if (!uuid_equal(&l.cache, &cache))
+		return busy(c, &l, "released by another cache");
+	return drop(c, &l);
+}
+
+/*
+ * A person says that the host is gone, or that its unpushed data may go. The lease can commit
+ * nothing from here on; what it stands on stays counted for a host that comes back. Breaking a
+ * broken lease gives that up as well.
+ */
+int lease_break(struct meta_call *c)
+{
+	const Vmdedup__LeaseBreak *req = c->req->lease_break;
+	struct store *s = call_store(c);
+	struct uuid image;
+	struct lease l;
+	int64_t n;
+	int r;
+
+	r = call_get_uuid(c, &req->image, "the image's UUID", &image);
+	if (r)
+		return r;
+	r = load(c, &image, req->epoch, &l);
+	if (r < 0)
+		return r;
+	if (!r)
+		return call_error(c, -ENOENT, "there is no lease of epoch %llu on that image",
+				  (unsigned long long)req->epoch);
+	if (l.state == LEASE_BROKEN)
+		return drop(c, &l);
+	n = store_exec(s, &c->err, "UPDATE leases SET state = 1 WHERE image = ?1 AND epoch = ?2",
+		       V_UUID(&image), V_INT(req->epoch));
+	if (n >= 0)
+		n = store_exec(s, &c->err, "UPDATE images SET lease_epoch = lease_epoch + 1 WHERE "
+			       "uuid = ?1", V_UUID(&image));
+	if (n >= 0)
+		n = store_exec(s, &c->err, "UPDATE pushes SET state = 1 WHERE image = ?1 AND "
+			       "state = 0", V_UUID(&image));
+	return n < 0 ? (int)n : 0;
+}
+
+/* The cursor is "<image's UUID>/<epoch>". */
+static int parse_after(struct meta_call *c, const char *after, struct uuid *image,
+		       uint64_t *epoch)
+{
+	char text[UUID_TEXT_SIZE] = "", *end;
+
+	*image = (struct uuid){ 0 };
+	*epoch = 0;
+	if (!*after)
+		return 0;
+	snprintf(text, sizeof(text), "%s", after);
+	if (uuid_from_text(image, text) || after[UUID_TEXT_SIZE - 1] != '/')
+		return call_error(c, -EINVAL, "after: take it from the reply before");
+	*epoch = strtoull(after + UUID_TEXT_SIZE, &end, 10);
+	return *end ? call_error(c, -EINVAL, "after: take it from the reply before") : 0;
+}
+
+int lease_list(struct meta_call *c)
+{
+	const Vmdedup__LeaseList *req = c->req->lease_list;
+	Vmdedup__LeaseListReply *reply = call_alloc(c, sizeof(*reply));
+	size_t limit = req->limit && req->limit < PROTO_MAX_LIST ? req->limit : PROTO_MAX_LIST;
+	char next[UUID_TEXT_SIZE + 24] = "", text[UUID_TEXT_SIZE];
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct uuid image;
+	uint64_t epoch;
+	struct lease l;
+	int r;
+
+	if (!reply)
+		return call_nomem(c);
+	vmdedup__lease_list_reply__init(reply);
+	reply->leases = call_alloc(c, limit * sizeof(*reply->leases));
+	if (!reply->leases)
+		return call_nomem(c);
+	r = parse_after(c, req->after, &image, &epoch);
+	if (r)
+		return r;
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT " LEASE_COLUMNS " FROM leases WHERE (image, epoch) > (?1, ?2) "
+			"ORDER BY image, epoch LIMIT ?3", V_UUID(&image), V_INT(epoch),
+			V_INT(limit + 1));
+	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
+		if (reply->n_leases == limit) {
+			reply->more = true;
+			r = 0;
+			break;
+		}
+		r = read_row(c, &rows, &l);
+		if (r)
+			return r;
+		reply->leases[reply->n_leases] = call_alloc(c, sizeof(**reply->leases));
+		if (!reply->leases[reply->n_leases])
+			return call_nomem(c);
+		r = fill(c, reply->leases[reply->n_leases++], &l);
+		snprintf(next, sizeof(next), "%s/%llu", uuid_to_text(&l.image, text),
+			 (unsigned long long)l.epoch);
+	}
+	if (r)
+		return r;
+	reply->next = arena_strdup(c->arena, next);
+	if (!reply->next)
+		return call_nomem(c);
+	c->reply.body_case = VMDEDUP__REPLY__BODY_LEASE_LIST;
+	c->reply.lease_list = reply;
+	return 0;
+}

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Data servers and the shard map. */
+#include "meta/core.h"
+#include "meta/placement.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+int map_bump(struct meta *m, bool members, struct error *err)
+{
+	int64_t n = store_exec(m->store, err,
+			       "UPDATE cluster SET map_version = map_version + 1, members_version = "
+			       "members_version + ?1", V_INT(members));
+
+	if (n < 0)
+		return (int)n;
+	m->params.map_version++;
+	m->params.members_version += members;
+	return 0;
+}
+
+static int read_server(struct meta_call *c, struct rows *rows, Vmdedup__Server *out)
+{
+	const void *key;
+	uint8_t disk[16];
+	size_t len;
+	int r;
+
+	vmdedup__server__init(out);
+	out->id = (uint32_t)rows_int(rows, 0);
+	out->incarnation = (uint64_t)rows_int(rows, 2);
+	out->capacity = (uint64_t)rows_int(rows, 5);
+	out->free = (uint64_t)rows_int(rows, 6);
+	out->state = (uint32_t)rows_int(rows, 9);
+	out->endpoint = arena_strdup(c->arena, rows_text(rows, 3));
+	out->host = arena_strdup(c->arena, rows_text(rows, 7));
+	out->rack = arena_strdup(c->arena, rows_text(rows, 8));
+	if (!out->endpoint || !out->host || !out->rack)
+		return call_nomem(c);
+	r = rows_bytes(rows, 1, disk, sizeof(disk), &c->err) ?:
+	    call_bytes(c, &out->disk, disk, sizeof(disk));
+	key = rows_blob(rows, 4, &len);
+	return r ?: call_bytes(c, &out->curve_key, key, len);
+}
+
+static int read_servers(struct meta_call *c, Vmdedup__MapReply *map)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int r;
+
+	map->servers = call_alloc(c, META_MAX_SERVERS * sizeof(*map->servers));
+	if (!map->servers)
+		return call_nomem(c);
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT id, disk, incarnation, endpoint, curve_key, capacity, free, host, rack, "
+			"state FROM servers ORDER BY id");
+	while (!r && map->n_servers < META_MAX_SERVERS && (r = rows_next(&rows, &c->err)) > 0) {
+		Vmdedup__Server *s = call_alloc(c, sizeof(*s));
+
+		if (!s)
+			return call_nomem(c);
+		map->servers[map->n_servers++] = s;
+		r = read_server(c, &rows, s);
+	}
+	return r < 0 ? r : 0;
+}
+
+static int read_shards(struct meta_call *c, Vmdedup__MapReply *map)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int r;
+
+	map->shard_epochs = call_alloc(c, NR_SHARDS * sizeof(*map->shard_epochs));
+	if (!map->shard_epochs)
+		return call_nomem(c);
+	map->n_shard_epochs = NR_SHARDS;
+	r = store_query(call_store(c), &c->err, &rows, "SELECT shard, epoch FROM shards");
+	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
+		uint64_t shard = (uint64_t)rows_int(&rows, 0);
+
+		if (shard < NR_SHARDS)
+			map->shard_epochs[shard] = (uint64_t)rows_int(&rows, 1);
+		r = 0;
+	}
+	return r;
+}
+
+static int read_replicas(struct meta_call *c, Vmdedup__MapReply *map)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	size_t n = (size_t)NR_SHARDS * map->replicas;
+	int r;
+
+	map->shard_servers = call_alloc(c, n * sizeof(*map->shard_servers));
+	if (!map->shard_servers)
+		return call_nomem(c);
+	map->n_shard_servers = n;
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT shard, replica, server FROM replicas");
+	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
+		uint64_t shard = (uint64_t)rows_int(&rows, 0);
+		uint64_t replica = (uint64_t)rows_int(&rows, 1);
+
+		if (shard < NR_SHARDS && replica < map->replicas)
+			map->shard_servers[shard * map->replicas + replica] =
+				(uint32_t)rows_int(&rows, 2);
+		r = 0;
+	}
+	return r;
+}
+
+static int read_map(struct meta_call *c, Vmdedup__MapReply **out)
+{
+	Vmdedup__MapReply *map = call_alloc(c, sizeof(*map));
+
+	if (!map)
+		return call_nomem(c);
+	vmdedup__map_reply__init(map);
+	map->version = c->m->params.map_version;
+	map->replicas = c->m->params.replicas;
+	*out = map;
+	return read_servers(c, map) ?: read_shards(c, map) ?: read_replicas(c, map);
+}
+
+/* Who has the newest gets the version alone. */
+int map_get(struct meta_call *c)
+{
+	Vmdedup__MapReply *map = call_alloc(c, sizeof(*map));
+	int r = 0;
+
+	if (!map)
+		return call_nomem(c);
+	vmdedup__map_reply__init(map);
+	map->version = c->m->params.map_version;
+	map->replicas = c->m->params.replicas;
+	if (c->req->map_get->have_version != map->version)
+		r = read_map(c, &map);
+	if (r)
+		return r;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_MAP;
+	c->reply.map = map;
+	return 0;
+}
+
+/* ---- placement: rows in, rows out; the choice is placement.c's ---- */
+
+static int load_placement(struct meta *m, struct placement *p, struct error *err)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int r;
+
+	p->replicas = m->params.replicas;
+	r = store_query(m->store, err, &rows,
+			"SELECT id, capacity, host, rack FROM servers WHERE state IN (0, 1) "
+			"ORDER BY id");
+	while (!r && (r = rows_next(&rows, err)) > 0) {
+		struct placement_server *s = &p->servers[p->nr_servers++];
+
+		s->id = (uint32_t)rows_int(&rows, 0);
+		s->capacity = (uint64_t)rows_int(&rows, 1);
+		snprintf(s->host, sizeof(s->host), "%s", rows_text(&rows, 2));
+		snprintf(s->rack, sizeof(s->rack), "%s", rows_text(&rows, 3));
+		r = p->nr_servers == META_MAX_SERVERS;
+	}
+	if (r < 0)
+		return r;
+	rows_end(&rows);
+	r = store_query(m->store, err, &rows, "SELECT shard, replica, server FROM replicas");
+	while (!r && (r = rows_next(&rows, err)) > 0) {
+		uint64_t shard = (uint64_t)rows_int(&rows, 0);
+		uint64_t replica = (uint64_t)rows_int(&rows, 1);
+
+		if (shard < NR_SHARDS && replica < PLACEMENT_MAX_REPLICAS)
+			p->shards[shard][replica] = (uint32_t)rows_int(&rows, 2);
+		r = 0;
+	}
+	return r;
+}
+
+/* A replica that joins a shard which holds blocks already has to reconcile before it counts. */
+static int shard_is_empty(struct meta *m, unsigned int shard, struct error *err)
+{
+	struct fp from = { 0 }, to;
+	int64_t one;
+	int r;
+
+	from.b[0] = (uint8_t)(shard >> 2);
+	from.b[1] = (uint8_t)(shard << 6);
+	memset(to.b, 0xff, sizeof(to.b));
+	to.b[0] = from.b[0];
+	to.b[1] = from.b[1] | 0x3f;
+	r = store_int(m->store, err, &one,
+		      "SELECT 1 FROM domains WHERE EXISTS (SELECT 1 FROM blocks WHERE blocks.domain = "
+		      "domains.id AND fp >= ?1 AND fp <= ?2)", V_FP(&from), V_FP(&to));
+	return r < 0 ? r : !r;
+}
+
+static int fill_places(struct meta *m, bool *changed, struct error *err)
+{
+	struct placement *p CLEANUP_FREE = calloc(1, sizeof(*p));
+	unsigned int shard, replica;
+	int64_t n;
+	int r;
+
+	if (!p)
+		return error_set(err, -ENOMEM, "the meta server is out of memory");
+	r = load_placement(m, p, err);
+	if (r || !placement_fill(p))
+		return r;
+	for (shard = 0; shard < NR_SHARDS; shard++) {
+		for (replica = 0; replica < p->replicas; replica++) {
+			if (!p->filled[shard][replica])
+				continue;
+			/* The first replica of a shard has nobody to reconcile with. */
+			r = replica ? shard_is_empty(m, shard, err) : 1;
+			if (r < 0)
+				return r;
+			n = store_exec(m->store, err,
+				       "INSERT INTO replicas (shard, replica, server, state) VALUES "
+				       "(?1, ?2, ?3, ?4)", V_INT(shard), V_INT(replica),
+				       V_INT(p->shards[shard][replica]),
+				       V_INT(r ? REPLICA_CURRENT : REPLICA_STALE));
+			if (n < 0)
+				return (int)n;
+			*changed = true;
+		}
+	}
+	return 0;
+}
+
+/* ---- joining ---- */
+
+struct known {
+	int64_t id, state;
+	uint64_t incarnation;
+	bool same; /* nothing that the map tells has changed */
+};
+
+static int find_server(struct meta_call *c, const struct uuid *disk, struct known *k)
+{
+	const Vmdedup__ServerJoin *req = c->req->server_join;
+	struct rows rows CLEANUP_ROWS = { 0 };
+	const void *key;
+	size_t len;
+	int r;
+
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT id, incarnation, state, endpoint, host, rack, capacity, curve_key FROM "
+			"servers WHERE disk = ?1", V_UUID(disk));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	if (r <= 0)
+		return r;
+	k->id = rows_int(&rows, 0);
+	k->incarnation = (uint64_t)rows_int(&rows, 1);
+	k->state = rows_int(&rows, 2);
+	key = rows_blob(&rows, 7, &len);
+	k->same = k->incarnation == req->incarnation && k->state == SERVER_UP &&
+		  !strcmp(rows_text(&rows, 3), req->endpoint) &&
+		  !strcmp(rows_text(&rows, 4), req->host) &&
+		  !strcmp(rows_text(&rows, 5), req->rack) &&
+		  (uint64_t)rows_int(&rows, 6) == req->capacity && len == req->curve_key.len &&
+		  (!len || !memcmp(key, req->curve_key.data, len));
+	return 1;
+}
+
+static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
+{
+	const Vmdedup__ServerJoin *req = c->req->server_join;
+	struct store *s = call_store(c);
+	int64_t n = 0, now = (int64_t)call_now_s(c);
+	int r;
+
+	r = store_int(s, &c->err, &n, "SELECT count(*) FROM servers");
+	if (r >= 0)
+		r = store_int(s, &c->err, id, "SELECT coalesce(max(id), 0) + 1 FROM servers");
+	if (r < 0)
+		return r;
+	if (n >= META_MAX_SERVERS)
+		return call_error(c, -EBUSY, "the cluster has %d data servers, the most it can",
+				  META_MAX_SERVERS);
+	n = store_exec(s, &c->err,
+		       "INSERT INTO servers (id, disk, incarnation, endpoint, curve_key, capacity, "
+		       "free, host, rack, state, joined_s, seen_s) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, "
+		       "?8, ?9, 0, ?10, ?10)", V_INT(*id), V_UUID(disk), V_INT(req->incarnation),
+		       V_TEXT(req->endpoint), V_BLOB(req->curve_key.data, req->curve_key.len),
+		       V_INT(req->capacity), V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack),
+		       V_INT(now));
+	return n < 0 ? (int)n : 0;
+}
+
+/*
+ * A known disk. Another incarnation means that its content started anew: what it holds of its shards is
+ * unknown until they are reconciled, except where it is the only replica there is.
+ */
+static int update_server(struct meta_call *c, const struct known *k)
+{
+	const Vmdedup__ServerJoin *req = c->req->server_join;
+	struct store *s = call_store(c);
+	int64_t n;
+
+	n = store_exec(s, &c->err,
+		       "UPDATE servers SET incarnation = ?2, endpoint = ?3, curve_key = ?4, "
+		       "capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, "
+		       "state = CASE WHEN state IN (1, 2) THEN 0 ELSE state END WHERE id = ?1",
+		       V_INT(k->id), V_INT(req->incarnation), V_TEXT(req->endpoint),
+		       V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
+		       V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack),
+		       V_INT(call_now_s(c)));
+	if (n >= 0 && k->incarnation != req->incarnation)
+		n = store_exec(s, &c->err,
+			       "UPDATE replicas SET state = 1 WHERE server = ?1 AND EXISTS (SELECT 1 "
+			       "FROM replicas AS other WHERE other.shard = replicas.shard AND "
+			       "other.server <> ?1)", V_INT(k->id));
+	return n < 0 ? (int)n : 0;
+}
+
+static int check_join(struct meta_call *c, struct uuid *disk)
+{
+	const Vmdedup__ServerJoin *req = c->req->server_join;
+
+	if (req->curve_key.len && req->curve_key.len != 32)
+		return call_error(c, -EINVAL, "a CURVE key has 32 bytes, this one %zu",
+				  req->curve_key.len);
+	if (!*req->endpoint)
+		return call_error(c, -EINVAL, "the data server names no endpoint");
+	if (req->capacity > INT64_MAX || req->free > INT64_MAX)
+		return call_error(c, -EINVAL, "capacity and free are more than 2^63 bytes");
+	return call_get_uuid(c, &req->disk, "the disk's UUID", disk) ?:
+	       call_check_text(c, req->endpoint, "the endpoint") ?:
+	       call_check_text(c, req->host, "the host's name") ?:
+	       call_check_text(c, req->rack, "the rack's name");
+}
+
+static int reply_join(struct meta_call *c, int64_t id)
+{
+	Vmdedup__ServerJoinReply *reply = call_alloc(c, sizeof(*reply));
+	const struct meta_params *p = &c->m->params;
+	int r;
+
+	if (!reply)
+		return call_nomem(c);
+	vmdedup__server_join_reply__init(reply);
+	reply->id = (uint32_t)id;
+	reply->block_shift = p->block_shift;
+	reply->algorithm = (Vmdedup__Algorithm)p->algorithm;
+	r = call_bytes(c, &reply->cluster, p->uuid.b, sizeof(p->uuid.b)) ?:
+	    call_bytes(c, &reply->receipt_key, p->receipt_key, sizeof(p->receipt_key)) ?:
+	    cluster_domains(c, &reply->domains, &reply->n_domains) ?: read_map(c, &reply->map);
+	if (r)
+		return r;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_SERVER_JOIN;
+	c->reply.server_join = reply;
+	return 0;
+}
+
+int map_server_join(struct meta_call *c)
+{
+	struct known k = { 0 };
+	bool changed = false;
+	struct uuid disk;
+	int r, known;
+
+	r = check_join(c, &disk);
+	if (r)
+		return r;
+	known = find_server(c, &disk, &k);
+	if (known < 0)
+		return known;
+	if (known && c->req->server_join->incarnation < k.incarnation)
+		return call_error(c, -ESTALE,
+				  "this disk was here in incarnation %llu and comes with %llu: an older "
+				  "copy of it", (unsigned long long)k.incarnation,
+				  (unsigned long long)c->req->server_join->incarnation);
+	r = known ? update_server(c, &k) : add_server(c, &disk, &k.id);
+	if (!r)
+		r = fill_places(c->m, &changed, &c->err);
+	if (!r && (changed || !k.same))
+		r = map_bump(c->m, changed || !known || k.incarnation !=
+			     c->req->server_join->incarnation, &c->err);
+	return r ? r : reply_join(c, k.id);
+}

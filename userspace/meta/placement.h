@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Which servers hold which shards: a pure function of servers and of what is placed already. */
+#ifndef VMDEDUP_META_PLACEMENT_H
+#define VMDEDUP_META_PLACEMENT_H
+
+#include <stdbool.h>
+#include "meta/core.h"
+
+#define PLACEMENT_MAX_REPLICAS 4
+
+struct placement_server {
+	uint32_t id; /* from 1 */
+	uint64_t capacity;
+	char host[META_MAX_TEXT + 1];
+	char rack[META_MAX_TEXT + 1];
+};
+
+struct placement {
+	unsigned int replicas;
+	size_t nr_servers;
+	struct placement_server servers[META_MAX_SERVERS];
+	uint32_t shards[NR_SHARDS][PLACEMENT_MAX_REPLICAS]; /* server ids; 0: an empty place */
+	bool filled[NR_SHARDS][PLACEMENT_MAX_REPLICAS];	    /* out */
+};
+
+/*
+ * Fills empty places and moves nothing: each with the server that is furthest below its share by
+ * capacity, never two of one host or of one named rack in a shard; a place without such a server
+ * stays empty. Returns how many were filled.
+ */
+unsigned int placement_fill(struct placement *p);
+
+#endif

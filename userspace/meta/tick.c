@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What the meta server does by itself: a bounded step of the cascade, the service clock, and the
+ * end of sessions and pushes that nobody has used for long. Expiry counts seconds of service, so
+ * that neither a jump of the wall clock nor a day without a meta server ends anything.
+ */
+#include "meta/core.h"
+
+#include <errno.h>
+
+#define TICK_BUDGET 32	      /* nodes: about 8192 counts, some tens of milliseconds */
+#define AGE_STEP_S  60	      /* how often the service clock is written */
+#define NS_PER_S    1000000000ULL
+
+static int has_work(struct meta *m, struct error *err)
+{
+	int64_t one;
+
+	return store_int(m->store, err, &one,
+			 "SELECT 1 WHERE EXISTS (SELECT 1 FROM pushes WHERE state = 1) OR EXISTS "
+			 "(SELECT 1 FROM images WHERE removed = 1) OR EXISTS (SELECT 1 FROM dying)");
+}
+
+static int advance_age(struct meta *m, uint64_t seconds, struct error *err)
+{
+	int64_t n = store_exec(m->store, err, "UPDATE cluster SET age_s = age_s + ?1",
+			       V_INT(seconds));
+
+	if (n < 0)
+		return (int)n;
+	m->params.age_s += seconds;
+	return session_expire(m, err) ?: push_expire(m, err);
+}
+
+static int tick(struct meta *m, uint64_t seconds, struct gc_progress *p, struct error *err)
+{
+	int r;
+
+	r = meta_begin(m, err);
+	if (!r && seconds >= AGE_STEP_S)
+		r = advance_age(m, seconds, err);
+	if (!r)
+		r = has_work(m, err);
+	return r > 0 ? gc_cascade(m, TICK_BUDGET, p, err) : r;
+}
+
+int meta_tick(struct meta *m, struct error *err)
+{
+	uint64_t now = m->env->mono_ns(m->env->ctx);
+	uint64_t seconds = (now - m->ticked_ns) / NS_PER_S;
+	struct gc_progress p = { 0 };
+	int r;
+
+	/* Every so often also when this process changed nothing: another one may have. */
+	if (!m->may_cascade && seconds < AGE_STEP_S)
+		return 0;
+	r = tick(m, seconds, &p, err);
+	if (!r)
+		r = meta_commit(m, err);
+	if (r) {
+		store_rollback(m->store);
+		return r == -EAGAIN ? 1 : r;
+	}
+	if (seconds >= AGE_STEP_S)
+		m->ticked_ns += seconds * NS_PER_S;
+	m->may_cascade = p.more;
+	return p.more;
+}
