@@ -304,21 +304,21 @@ static void power_cuts(u32 block_shift, u64 seed, unsigned int rounds)
 		sim_disk_load(&w.sim, w.image);
 	}
 	print_message("# %llu cuts, %llu with the commit in flight durable\n", w.cuts, w.at_tail);
-	assert_true(w.cuts > 300 && w.at_tail > 10);
+	assert_true(w.cuts > 200 && w.at_tail > 10);
 	world_exit(&w);
 }
 
 static void test_power_cuts_4k(void **state)
 {
 	(void)state;
-	power_cuts(12, 1, 12);
-	power_cuts(12, 2, 12);
+	power_cuts(12, 1, 8);
+	power_cuts(12, 2, 8);
 }
 
 static void test_power_cuts_64k(void **state)
 {
 	(void)state;
-	power_cuts(16, 3, 10);
+	power_cuts(16, 3, 8);
 }
 
 int main(void)

@@ -164,11 +164,15 @@ static int compare_overlays(const void *a, const void *b)
 
 static void check_unique(struct check *c)
 {
+	if (!c->nr_seqs)
+		return;
 	qsort(c->seqs, c->nr_seqs, sizeof(*c->seqs), compare_seqs);
 	for (u64 i = 1; i < c->nr_seqs; i++)
 		if (c->seqs[i].seq && c->seqs[i].seq == c->seqs[i - 1].seq)
 			problem(c, "slots %llu and %llu have the same sequence %llu",
 				c->seqs[i - 1].slot, c->seqs[i].slot, c->seqs[i].seq);
+	if (!c->nr_overlays)
+		return;
 	qsort(c->overlays, c->nr_overlays, sizeof(*c->overlays), compare_overlays);
 	for (u64 i = 1; i < c->nr_overlays; i++)
 		if (!compare_overlays(&c->overlays[i], &c->overlays[i - 1]))
