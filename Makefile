@@ -94,6 +94,12 @@ unit-build: $(UNIT_TESTS)
 unit: unit-build
 	$(Q)tests/unit/run $(UNIT_TESTS)
 
+BENCHES := $(patsubst tests/bench/%.c,$(O)/tests/bench/%,$(wildcard tests/bench/*.c))
+$(O)/tests/bench/%: $(O)/obj/tests/bench/%.o $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+bench-build: $(BENCHES)
+
 # --- kernel ----------------------------------------------------------------------------------
 # MO= builds out of the tree, so that several kernels' builds never meet.
 MO ?= build/module/$(notdir $(patsubst %/,%,$(KDIR)))
@@ -107,6 +113,6 @@ install: all
 clean:
 	rm -rf build
 
-.PHONY: all unit unit-build modules install clean
+.PHONY: all unit unit-build bench-build modules install clean
 .SECONDARY:
 -include $(shell find $(O)/obj -name '*.d' 2>/dev/null)
