@@ -90,9 +90,27 @@ $(O)/tests/unit/%_test: $(O)/obj/tests/unit/%_test.o $(TEST_HELPERS) $(LIBS)
 	@$(if $(Q),echo "  LD      $@")
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
-unit-build: $(UNIT_TESTS)
+# Fuzz targets run with the unit tests, over mutations of their seeds; `make fuzz` runs them
+# under libFuzzer for FUZZ_SECONDS each. Findings: build/fuzz/findings.
+FUZZERS := $(patsubst tests/fuzz/%.c,$(O)/tests/fuzz/%,$(wildcard tests/fuzz/*_fuzz.c))
+FUZZ_SECONDS ?= 60
+
+$(O)/tests/fuzz/%_fuzz: $(O)/obj/tests/fuzz/%_fuzz.o \
+		$(if $(LIBFUZZER),,$(O)/obj/tests/fuzz/standalone.o) $(LIBS)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) $(if $(LIBFUZZER),-fsanitize=fuzzer) -o $@ $^ $(LDLIBS)
+
+fuzz-build: $(FUZZERS)
+fuzz:
+	$(Q)$(MAKE) fuzz-build
+	$(Q)$(MAKE) fuzz-build O=build/fuzz CC=clang LIBFUZZER=1 \
+		SANFLAGS="-fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=undefined"
+	$(Q)tests/fuzz/run build build/fuzz $(FUZZ_SECONDS) $(notdir $(FUZZERS))
+
+unit-build: $(UNIT_TESTS) $(FUZZERS)
 unit: unit-build
-	$(Q)tests/unit/run $(UNIT_TESTS)
+	$(Q)tests/unit/run $(UNIT_TESTS) $(FUZZERS)
 
 BENCHES := $(patsubst tests/bench/%.c,$(O)/tests/bench/%,$(wildcard tests/bench/*.c))
 $(O)/tests/bench/%: $(O)/obj/tests/bench/%.o $(LIBS)
@@ -113,6 +131,6 @@ install: all
 clean:
 	rm -rf build
 
-.PHONY: all unit unit-build bench-build modules install clean
+.PHONY: all unit unit-build fuzz fuzz-build bench-build modules install clean
 .SECONDARY:
 -include $(shell find $(O)/obj -name '*.d' 2>/dev/null)
