@@ -423,7 +423,7 @@ bool dedup_build_change(const struct dedup_super *sb, struct dedup_builder *b,
 			const struct dedup_change *change)
 {
 	/* The longest record: a slot's with 1 MiB blocks is 296 bytes, a volume's is 384. */
-	u8 rec[sizeof(struct dedup_disk_volume)] __aligned(8);
+	u64 rec[sizeof(struct dedup_disk_volume) / 8];
 	struct dedup_disk_change *d;
 	u32 bytes;
 

@@ -60,9 +60,11 @@ struct dedup_store_info {
 	u64 memory;		/* bytes that the open store takes */
 	u32 block_shift;
 	u32 max_changes;	/* this many pending changes are one append at the most */
-	u32 incarnation_nr;	/* goes up durably with each open, at most 2^24 - 1: the high 24
-				 * bits of every cookie and slot sequence of this incarnation,
-				 * so that none is ever used again */
+	/*
+	 * Goes up durably with each open, at most 2^24 - 1: the high 24 bits of every cookie and
+	 * slot sequence of this incarnation, so that none is ever used again.
+	 */
+	u32 incarnation_nr;
 };
 
 /**

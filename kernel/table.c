@@ -282,10 +282,6 @@ static int say_nonsense(u8 kind, u64 index, const struct dedup_visitor *v, struc
 static int visit_page(struct dedup_table *t, u32 page, const u8 *buf,
 		      const struct dedup_visitor *v, struct dedup_why *why)
 {
-	struct {
-		struct dedup_volume_rec volume;
-		struct dedup_slot_rec slot;
-	} rec;
 	u64 first;
 	u32 nr, i;
 	u8 kind = dedup_page_records(t->sb, page, &first, &nr);
@@ -295,13 +291,13 @@ static int visit_page(struct dedup_table *t, u32 page, const u8 *buf,
 	buf += sizeof(struct dedup_disk_page);
 	for (i = 0; i < nr; i++, buf += bytes) {
 		if (kind == DEDUP_CHANGE_VOLUME) {
-			r = dedup_volume_decode(&rec.volume, buf);
-			if (!r && rec.volume.id)
-				r = v->volume(v->ctx, first + i, &rec.volume);
+			r = dedup_volume_decode(&t->volume, buf);
+			if (!r && t->volume.id)
+				r = v->volume(v->ctx, first + i, &t->volume);
 		} else {
-			r = dedup_slot_decode(t->sb, &rec.slot, buf);
-			if (!r && rec.slot.state != DEDUP_SLOT_FREE)
-				r = v->slot(v->ctx, first + i, &rec.slot);
+			r = dedup_slot_decode(t->sb, &t->slot, buf);
+			if (!r && t->slot.state != DEDUP_SLOT_FREE)
+				r = v->slot(v->ctx, first + i, &t->slot);
 		}
 		if (r == -EUCLEAN)
 			r = say_nonsense(kind, first + i, v, why);

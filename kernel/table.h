@@ -50,6 +50,9 @@ struct dedup_table {
 	u8 *dir_changed;		/* by directory page */
 	u8 *buf;			/* one batch of pages */
 	struct dedup_io *ios;
+	/* The record being visited: too large for a stack. */
+	struct dedup_volume_rec volume;
+	struct dedup_slot_rec slot;
 };
 
 int dedup_table_init(struct dedup_table *t, const struct dedup_super *sb,
