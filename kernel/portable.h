@@ -83,7 +83,7 @@ static inline void *dedup_alloc(u64 n, size_t size)
 #define max_t(t, a, b)		((t)(a) > (t)(b) ? (t)(a) : (t)(b))
 #define clamp_t(t, v, lo, hi)	min_t(t, max_t(t, v, lo), hi)
 #define div_u64(a, b)		((u64)(a) / (u32)(b))
-#define __printf(a, b)		/* the kernel's build checks the formats */
+#define __printf(...)		/* the kernel build checks the formats */
 
 #endif
 
