@@ -1,36 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * dm-dedup: registration of the two targets.
- */
-#include <linux/device-mapper.h>
 #include <linux/module.h>
-
-static int unusable_ctr(struct dm_target *ti, unsigned int argc, char **argv)
-{
-	ti->error = "this build has no store";
-	return -EOPNOTSUPP;
-}
-
-static int unusable_map(struct dm_target *ti, struct bio *bio)
-{
-	return DM_MAPIO_KILL;
-}
-
-static struct target_type cache_target = {
-	.name = "dedup-cache",
-	.version = {0, 1, 0},
-	.module = THIS_MODULE,
-	.ctr = unusable_ctr,
-	.map = unusable_map,
-};
-
-static struct target_type volume_target = {
-	.name = "dedup",
-	.version = {0, 1, 0},
-	.module = THIS_MODULE,
-	.ctr = unusable_ctr,
-	.map = unusable_map,
-};
+#include "dedup.h"
 
 static int __init dedup_init(void)
 {

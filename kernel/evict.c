@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The space worker: keeps slots and overlay descriptors ready, by eviction from the CLEAN slots
+ * and by taking freed slots back; and the tick, once a second, for what depends on time.
+ */
+#include "dedup.h"
+
+#define EVICT_BATCH	256U	/* slots looked at under one hold of the lock */
+#define DIRTY_EVENT_GAP	(5 * HZ)
+
+void space_kick(struct cache *c)
+{
+	queue_work(c->wq, &c->space_work);
+}
+
+/*
+ * The reserve is what only PUBLISH may take: the larger of 64 and 0.5 %, but of a tiny cache
+ * never more than a sixteenth.
+ */
+void space_set_marks(struct cache *c)
+{
+	u32 n = c->nr_slots;
+
+	c->reserve = min(max(64U, n / 200), n / 16);
+	c->low = c->reserve + min(max(64U, n / 100), n / 16);
+	c->high = c->low + min(max(64U, n / 100), n / 16);
+}
+
+/* Second chance: a slot that was read since the hand passed it last stays for another round. */
+static u32 evict_batch(struct cache *c, u32 want, u32 *looked)
+{
+	u32 freed = 0, i;
+
+	spin_lock(&c->lock);
+	for (i = 0; i < EVICT_BATCH && freed < want; i++) {
+		struct slot *s = &c->slots[c->hand];
+
+		if (s->state == SLOT_CLEAN) {
+			if (s->ref) {
+				s->ref = 0;
+			} else {
+				slot_free(c, c->hand);
+				c->stats.evictions++;
+				freed++;
+			}
+		}
+		if (++c->hand == c->nr_slots)
+			c->hand = 0;
+	}
+	spin_unlock(&c->lock);
+	*looked += i;
+	return freed;
+}
+
+/* How many slots are missing to the upper mark, those on their way counted in. */
+static u32 evict_want(struct cache *c)
+{
+	u32 coming, want = 0;
+
+	spin_lock(&c->lock);
+	coming = c->nr_pool + c->nr_state[SLOT_FREEING];
+	if (c->nr_pool < c->low && coming < c->high && !c->error)
+		want = min(c->high - coming, c->nr_state[SLOT_CLEAN]);
+	spin_unlock(&c->lock);
+	return want;
+}
+
+static bool evict(struct cache *c)
+{
+	u32 want = evict_want(c), freed = 0, looked = 0;
+
+	/* Two rounds take every CLEAN slot that is not read while the hand moves. */
+	while (freed < want && looked / 2 < c->nr_slots) {
+		freed += evict_batch(c, want - freed, &looked);
+		cond_resched();
+	}
+	if (freed)
+		dedup_store_commit(c->store);
+	return freed;
+}
+
+/* Writers wait and there is nothing left to evict: only a push can help. */
+static void space_say(struct cache *c)
+{
+	struct dm_dedup_volume_info info = {};
+	bool say;
+
+	spin_lock(&c->lock);
+	say = !bio_list_empty(&c->space_bios) && !c->nr_state[SLOT_FREEING];
+	info.dirty_bytes = (u64)c->nr_state[SLOT_DIRTY] << (c->sector_shift + SECTOR_SHIFT);
+	spin_unlock(&c->lock);
+	if (say)
+		channel_event(c->channel, &c->space_event, &info);
+}
+
+void space_work(struct work_struct *work)
+{
+	struct cache *c = container_of(work, struct cache, space_work);
+
+	slots_reclaim(c);
+	overlays_refill(c);
+	evict(c);
+	if (READ_ONCE(c->nr_pool))
+		wake_up_all(&c->slot_wait);
+	space_waiters_run(c, false);
+	space_say(c);
+	if (READ_ONCE(c->error) && !c->error_said) {
+		c->error_said = true;
+		DMERR("the cache's metadata cannot be written any more (error %d): no more writes",
+		      c->error);
+		mutex_lock(&c->mutex);
+		if (c->table)
+			dm_table_event(c->table);
+		mutex_unlock(&c->mutex);
+	}
+}
+
+/* Asks the agent for a push of what is older or larger than the bounds. */
+static void dirty_say(struct cache *c, struct volume *vol, u64 now)
+{
+	struct dm_dedup_volume_info *info;
+	bool say;
+
+	spin_lock(&c->lock);
+	say = vol->nr_dirty && !(vol->rec.flags & DEDUP_VOL_EPHEMERAL) &&
+	      now - vol->dirty_event_at >= DIRTY_EVENT_GAP &&
+	      ((vol->nr_dirty << (c->sector_shift + SECTOR_SHIFT)) > c->dirty_bytes ||
+	       now - vol->oldest_dirty > (u64)c->dirty_age * HZ);
+	spin_unlock(&c->lock);
+	info = say ? kmalloc(sizeof(*info), GFP_NOIO) : NULL;
+	if (!info)
+		return;
+	vol->dirty_event_at = now;
+	spin_lock(&c->lock);
+	volume_info(vol, info);
+	spin_unlock(&c->lock);
+	channel_event(c->channel, &vol->dirty_event, info);
+	kfree(info);
+}
+
+static void space_check_timeout(struct cache *c, u64 now)
+{
+	bool late;
+
+	spin_lock(&c->lock);
+	late = c->dirty_timeout && !bio_list_empty(&c->space_bios) &&
+	       now - c->space_since > (u64)c->dirty_timeout * HZ;
+	spin_unlock(&c->lock);
+	if (late)
+		space_waiters_fail(c, BLK_STS_NOSPC);
+}
+
+void tick_work(struct work_struct *work)
+{
+	struct cache *c = container_of(to_delayed_work(work), struct cache, tick_work);
+	u64 now = get_jiffies_64();
+	struct volume *vol;
+
+	misses_tick(c);
+	space_check_timeout(c, now);
+	space_kick(c);
+	mutex_lock(&c->mutex);
+	list_for_each_entry(vol, &c->volumes, list)
+		dirty_say(c, vol, now);
+	mutex_unlock(&c->mutex);
+	queue_delayed_work(c->wq, &c->tick_work, HZ);
+}

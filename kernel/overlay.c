@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Overlays: the sectors that a guest has written over a block's base, and how a read finds
+ * what it wants among the layers.
+ *
+ *	a block's layers, top first     named by
+ *	open overlay (cut = counter)    the map entry
+ *	closed overlay                  the map entry, or the open overlay's below
+ *	base: slot, zero, or none       the map entry, or the lowest overlay's below
+ *
+ * There is at most one closed overlay: CUT makes no second cut before the first is committed.
+ */
+#include <linux/bitmap.h>
+#include <linux/slab.h>
+#include "dedup.h"
+
+static size_t overlay_bytes(struct cache *c)
+{
+	return struct_size_t(struct overlay, valid, BITS_TO_LONGS(c->block_sectors));
+}
+
+int overlays_init(struct cache *c)
+{
+	c->overlay_cache = kmem_cache_create("dm_dedup_overlay", overlay_bytes(c), 0,
+					     SLAB_RECLAIM_ACCOUNT, NULL);
+	return c->overlay_cache ? 0 : -ENOMEM;
+}
+
+static void overlay_list_free(struct cache *c, struct overlay *ov)
+{
+	while (ov) {
+		struct overlay *next = ov->next;
+
+		kmem_cache_free(c->overlay_cache, ov);
+		ov = next;
+	}
+}
+
+void overlays_exit(struct cache *c)
+{
+	if (!c->overlay_cache)
+		return;
+	overlay_list_free(c, c->dead);
+	overlay_list_free(c, c->overlay_pool);
+	kmem_cache_destroy(c->overlay_cache);
+}
+
+struct overlay *overlay_new(struct cache *c, gfp_t gfp)
+{
+	return kmem_cache_alloc(c->overlay_cache, gfp);
+}
+
+/* Keeps descriptors ready for map(), which may not allocate. May sleep. */
+void overlays_refill(struct cache *c)
+{
+	while (READ_ONCE(c->nr_overlay_pool) < DEDUP_OVERLAY_POOL) {
+		struct overlay *ov = overlay_new(c, GFP_NOIO);
+
+		if (!ov)
+			return;
+		spin_lock(&c->lock);
+		ov->next = c->overlay_pool;
+		c->overlay_pool = ov;
+		c->nr_overlay_pool++;
+		spin_unlock(&c->lock);
+	}
+}
+
+static void overlay_init(struct overlay *ov, struct volume *vol, u64 block, u32 slot, u64 cut)
+{
+	ov->vol = vol;
+	ov->block = block;
+	ov->slot = slot;
+	ov->cut = cut;
+	ov->below = 0;
+	ov->flags = 0;
+	ov->next = NULL;
+	bitmap_zero(ov->valid, vol->cache->block_sectors);
+}
+
+/* Makes the slot an overlay. It is published by the entry that the caller then writes. */
+static void overlay_take_slot(struct cache *c, struct overlay *ov)
+{
+	c->slots[ov->slot].ov = ov;
+	if (!ov->vol->nr_dirty++)
+		ov->vol->oldest_dirty = get_jiffies_64();
+}
+
+/* The slot beside the one that the block before lies in: so that a stream stays in one run. */
+static u32 overlay_slot_hint(struct volume *vol, u64 block)
+{
+	u64 e = block ? volume_entry(vol, block - 1) : 0;
+
+	return entry_kind(e) == ENTRY_OVERLAY ? entry_slot(e) + 1 : DEDUP_NO_SLOT;
+}
+
+/*
+ * overlay_open - the open overlay of a block, made now if need be
+ * @opened: set if it was made now
+ *
+ * The leaf of the block must be there. Never sleeps. NULL if there is no slot, or no
+ * descriptor in the pool.
+ */
+struct overlay *overlay_open(struct volume *vol, u64 block, bool *opened)
+{
+	struct cache *c = vol->cache;
+	u64 *entry = volume_slot_of(vol, block);
+	struct overlay *ov;
+	u32 n;
+
+	lockdep_assert_held(&c->lock);
+	if (entry_kind(*entry) == ENTRY_OVERLAY) {
+		ov = c->slots[entry_slot(*entry)].ov;
+		if (ov->cut == vol->rec.cut_counter)
+			return ov;
+	}
+	ov = c->overlay_pool;
+	if (!ov) {
+		space_kick(c);
+		return NULL;
+	}
+	n = slot_alloc(c, SLOT_DIRTY, overlay_slot_hint(vol, block));
+	if (n == DEDUP_NO_SLOT)
+		return NULL;
+	c->overlay_pool = ov->next;
+	if (--c->nr_overlay_pool == DEDUP_OVERLAY_POOL / 2)
+		space_kick(c);
+
+	overlay_init(ov, vol, block, n, vol->rec.cut_counter);
+	ov->below = *entry;
+	overlay_take_slot(c, ov);
+	/* Readers follow the entry to the slot and the overlay: those first. */
+	smp_store_release(entry, entry_make(ENTRY_OVERLAY, n, c->slots[n].gen));
+	*opened = true;
+	return ov;
+}
+
+/* No map names the overlay any more: the descriptor goes after a drain. Its slot is the caller's. */
+void overlay_kill(struct cache *c, struct overlay *ov)
+{
+	lockdep_assert_held(&c->lock);
+	ov->vol->nr_dirty--;
+	ov->next = c->dead;
+	c->dead = ov;
+}
+
+/* Puts a recovered overlay into its volume's map, above or below what is there. */
+static int overlay_insert(struct cache *c, struct volume *vol, struct overlay *ov)
+{
+	u64 *entry = volume_slot_of(vol, ov->block);
+	u64 mine = entry_make(ENTRY_OVERLAY, ov->slot, c->slots[ov->slot].gen);
+	struct overlay *other;
+
+	if (entry_kind(*entry) != ENTRY_OVERLAY) {
+		ov->below = *entry;
+		*entry = mine;
+		return 0;
+	}
+	other = c->slots[entry_slot(*entry)].ov;
+	if (entry_kind(other->below) == ENTRY_OVERLAY || other->cut == ov->cut)
+		return -EUCLEAN;
+	if (other->cut < ov->cut) {
+		ov->below = *entry;
+		*entry = mine;
+	} else {
+		other->below = mine;
+	}
+	return 0;
+}
+
+int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec)
+{
+	struct cache *c = vol->cache;
+	struct overlay *ov;
+	unsigned int i;
+	int r;
+
+	if (rec->block >= vol->nr_blocks || rec->cut > vol->rec.cut_counter)
+		return -EUCLEAN;
+	r = volume_make_leaf(vol, rec->block, GFP_KERNEL);
+	if (r)
+		return r;
+	ov = overlay_new(c, GFP_KERNEL);
+	if (!ov)
+		return -ENOMEM;
+	overlay_init(ov, vol, rec->block, n, rec->cut);
+	ov->flags = rec->flags & DEDUP_OVERLAY_BASE_ZERO;
+	for (i = 0; i < BITS_TO_LONGS(c->block_sectors); i++) {
+		__le64 word;
+
+		memcpy(&word, rec->bitmap + i * sizeof(word), sizeof(word));
+		ov->valid[i] = le64_to_cpu(word);
+	}
+	spin_lock(&c->lock);
+	slot_set_state(c, n, SLOT_DIRTY);
+	overlay_take_slot(c, ov);
+	r = overlay_insert(c, vol, ov);
+	spin_unlock(&c->lock);
+	return r;
+}
+
+/* ---- valid sectors ---- */
+
+static unsigned long word_mask(u32 from, u32 to)
+{
+	return GENMASK(to - 1, from);
+}
+
+/* Are sectors @offset to @offset + @len - 1 all valid? Short ranges lie in one word. */
+bool overlay_range_valid(const struct overlay *ov, u32 offset, u32 len)
+{
+	u32 first = offset / BITS_PER_LONG;
+	u32 from = offset % BITS_PER_LONG;
+
+	if (from + len <= BITS_PER_LONG) {
+		unsigned long mask = word_mask(from, from + len);
+
+		return (READ_ONCE(ov->valid[first]) & mask) == mask;
+	}
+	return find_next_zero_bit(ov->valid, offset + len, offset) >= offset + len;
+}
+
+bool overlay_complete(struct cache *c, const struct overlay *ov)
+{
+	return overlay_range_valid(ov, 0, c->block_sectors);
+}
+
+/* Sets bits; true if any of them was not set before. */
+static bool overlay_set_valid(struct overlay *ov, u32 offset, u32 len)
+{
+	bool news = false;
+
+	while (len) {
+		atomic_long_t *word = (atomic_long_t *)&ov->valid[offset / BITS_PER_LONG];
+		u32 from = offset % BITS_PER_LONG;
+		u32 n = min_t(u32, len, BITS_PER_LONG - from);
+		unsigned long mask = word_mask(from, from + n);
+
+		/* Most writes go where others went before: no locked access for those. */
+		if ((atomic_long_read(word) & mask) != mask &&
+		    (atomic_long_fetch_or(mask, word) & mask) != mask)
+			news = true;
+		offset += n;
+		len -= n;
+	}
+	return news;
+}
+
+/*
+ * overlay_written - a data write has completed: its sectors are valid from now on
+ *
+ * Any context. The writer's reference, which the caller still holds, keeps the overlays. The
+ * bits come before the pending flag, see next_slot_change().
+ */
+void overlay_written(struct cache *c, struct bio_data *bd)
+{
+	u32 n = bd->slot, offset = bd->offset, left = bd->sectors;
+
+	while (left) {
+		struct overlay *ov = c->slots[n].ov;
+		u32 len = min(left, c->block_sectors - offset);
+
+		if (overlay_set_valid(ov, offset, len))
+			slot_changed(c, n, ov->vol);
+		left -= len;
+		offset = 0;
+		n++;
+	}
+}
+
+/* ---- reads ---- */
+
+/*
+ * view_load - what a reader sees of a block
+ *
+ * The caller holds a reference, or the lock: what the view names stays as it is meanwhile, even
+ * if a COMMIT or the eviction takes it out of the map. A piece of a read that was planned with
+ * the view can therefore be carried out with the same view.
+ */
+void view_load(struct volume *vol, u64 block, struct view *view)
+{
+	struct cache *c = vol->cache;
+	u64 e = volume_entry(vol, block);
+
+	view->nr_ov = 0;
+	view->base_slot = DEDUP_NO_SLOT;
+	while (entry_kind(e) == ENTRY_OVERLAY) {
+		struct overlay *ov = READ_ONCE(c->slots[entry_slot(e)].ov);
+
+		if (WARN_ON_ONCE(view->nr_ov == ARRAY_SIZE(view->ov)))
+			break;
+		view->ov[view->nr_ov++] = ov;
+		e = ov->flags & DEDUP_OVERLAY_BASE_ZERO ? entry_make(ENTRY_ZERO, 0, 0) :
+							  READ_ONCE(ov->below);
+	}
+	view->base = entry_kind(e);
+	if (view->base == ENTRY_BASE) {
+		struct slot *s = &c->slots[entry_slot(e)];
+
+		if (READ_ONCE(s->gen) != entry_gen(e)) {
+			view->base = ENTRY_NONE;
+			return;
+		}
+		view->base_slot = entry_slot(e);
+		if (!READ_ONCE(s->ref))
+			WRITE_ONCE(s->ref, 1);
+	}
+}
+
+/* The longest piece from @offset on, of @max sectors at most, that lies in one place. */
+void view_run(struct cache *c, const struct view *view, u32 offset, u32 max, struct run *run)
+{
+	u32 end = offset + max;
+	unsigned int i;
+
+	for (i = 0; i < view->nr_ov; i++) {
+		const struct overlay *ov = view->ov[i];
+
+		if (test_bit(offset, ov->valid)) {
+			end = find_next_zero_bit(ov->valid, end, offset);
+			run->kind = ENTRY_BASE;
+			run->slot = ov->slot;
+			run->len = end - offset;
+			return;
+		}
+		end = find_next_bit(ov->valid, end, offset);
+	}
+	run->kind = view->base;
+	run->slot = view->base_slot;
+	run->len = end - offset;
+}

@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# For tests of the kernel alone: a cache, the test agent (channel_agent.c), volumes. Source it after
+# test_common.sh.
+
+# format_cache DISK [OPTION...]: options of vmdedup cache format
+format_cache() {
+	local disk=$1
+	shift
+	vmdedup cache format --force "$@" "$disk" >"$TEST_TMP/format.out"
+}
+
+# open_cache NAME DISK [TABLE OPTION...]: the cache device; sets $cache and $uuid
+open_cache() {
+	local name=$1 disk=$2
+	shift 2
+	dm_create "$name" "0 $(sectors "$disk") dedup-cache $disk $*"
+	cache=/dev/mapper/$name
+	uuid=$(cache_status "$name" uuid)
+}
+
+# cache_status NAME KEY: a field of the cache's status line
+cache_status() {
+	if [ "$2" = uuid ]; then
+		dmsetup status "$1" | awk '{print $4}'
+	else
+		dmsetup status "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"
+	fi
+}
+
+# make_image FILE MIB [SEED]: pseudo-random content, the same for the same seed
+make_image() {
+	head -c "${2}M" /dev/zero |
+		openssl enc -aes-128-ctr -pass "pass:${3:-1}" -nosalt -pbkdf2 -iter 1 >"$1"
+}
+
+# start_agent [OPTION...] NAME=FILE...: for $cache; sets $agent_pid. agent COMMAND... talks to it.
+start_agent() {
+	local opts=()
+	while [ "${1#-}" != "$1" ]; do
+		opts+=("$1")
+		shift
+	done
+	socket=$TEST_TMP/agent.$RANDOM
+	start channel_agent serve "${opts[@]}" "$uuid:$cache" "$socket" "$@"
+	agent_pid=$pid
+	wait_until 10 test -S "$socket"
+}
+
+agent() {
+	channel_agent ctl "$socket" "$@"
+}
+
+stop_agent() {
+	kill -9 "$agent_pid" 2>/dev/null || return 0
+	wait "$agent_pid" 2>/dev/null || :
+}
+
+# attach NAME IMAGE BYTES [TABLE OPTION...]
+attach() {
+	local name=$1 image=$2 bytes=$3
+	shift 3
+	dm_create "$name" "0 $((bytes / 512)) dedup $cache $image $*"
+}
