@@ -214,7 +214,8 @@ static double run_raw(bool curve, const char *endpoint, size_t blocks)
 
 static void report(const char *what, double net, double raw)
 {
-	printf("%-12s %6.2f GiB/s, ZeroMQ alone %6.2f GiB/s, ratio %.2f\n", what, net, raw, net / raw);
+	printf("%-12s %6.2f GiB/s, ZeroMQ alone %6.2f GiB/s, ratio %.2f\n", what, net, raw,
+	       net / raw);
 	fflush(stdout);
 }
 

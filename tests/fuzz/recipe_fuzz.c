@@ -65,7 +65,8 @@ static void check_node(const uint8_t *data, size_t len)
 	FUZZ_CHECK(recipe_node_encode(&node, again) == len && !memcmp(again, data, len));
 }
 
-static void check_tree(struct nodes *nodes, const struct fp *root, uint64_t size, unsigned int shift)
+static void check_tree(struct nodes *nodes, const struct fp *root, uint64_t size,
+		       unsigned int shift)
 {
 	uint64_t blocks = recipe_blocks(size, shift), next = 0;
 	struct recipe_change changes[2] = { { blocks / 2, { { 1 } } }, { blocks - 1, { { 2 } } } };
@@ -137,7 +138,8 @@ size_t fuzz_seed(size_t n, uint8_t *out, size_t room)
 	static const struct {
 		uint8_t size; /* index into the sizes above */
 		uint32_t blocks, zeros;
-	} seeds[] = { { 0, 1, 0 }, { 1, 100, 40 }, { 3, 257, 10 }, { 4, 600, 300 }, { 6, 70000, 69990 } };
+	} seeds[] = { { 0, 1, 0 }, { 1, 100, 40 }, { 3, 257, 10 }, { 4, 600, 300 }, { 6, 70000,
+										     69990 } };
 	struct writer w = { out, 1, room };
 	struct recipe_builder *b;
 	struct fp fp = { { 0 } };

@@ -141,7 +141,8 @@ static void test_mac_size(void **state)
 static void test_image_names(void **state)
 {
 	static const char *const good[] = { "a", "web-01", "0", "_x", "A.b-c_d+e:f@g", "@", "+" };
-	static const char *const bad[] = { "", "-a", ".a", "..", "a/b", "/", "a b", "a\n", "\x80", "a\\" };
+	static const char *const bad[] = { "", "-a", ".a", "..", "a/b", "/", "a b", "a\n", "\x80",
+					  "a\\" };
 	char name[IMAGE_NAME_MAX + 47];
 
 	for (size_t i = 0; i < ARRAY_SIZE(good); i++)

@@ -116,7 +116,8 @@ static void random_blocks(struct fp *fps, size_t n)
 
 static struct fp build(struct store *s, const struct fp *fps, size_t n, bool use_zeros)
 {
-	struct recipe_builder *b = recipe_builder_new((uint64_t)n << 18, 18, FP_SHA256, &store_ops, s);
+	struct recipe_builder *b = recipe_builder_new((uint64_t)n << 18, 18, FP_SHA256, &store_ops,
+						      s);
 	struct fp root;
 
 	assert_non_null(b);
@@ -273,7 +274,8 @@ static void test_huge(void **state)
 	assert_true(fp_is_zero(&zeros));
 	assert_int_equal(s.puts, 0);
 
-	assert_int_equal(recipe_update(&root, size, 12, FP_SHA256, &change, 1, &store_ops, &s, &root,
+	assert_int_equal(recipe_update(&root, size, 12, FP_SHA256, &change, 1, &store_ops, &s,
+				       &root,
 				       NULL),
 			 0);
 	assert_int_equal(s.puts, 5);
@@ -354,7 +356,8 @@ static void test_misuse(void **state)
 	assert_int_equal(recipe_walk(&root, 9 << 18, 18, FP_SHA256, 2, UINT64_MAX, &store_ops, &s,
 				     NULL, NULL, &err),
 			 -EINVAL);
-	assert_int_equal(recipe_walk(&root, 9 << 18, 18, FP_SHA256, 9, 0, &store_ops, &s, NULL, NULL,
+	assert_int_equal(recipe_walk(&root, 9 << 18, 18, FP_SHA256, 9, 0, &store_ops, &s, NULL,
+				     NULL,
 				     &err),
 			 0);
 	store_clear(&s);
@@ -383,11 +386,14 @@ static void test_hostile_tree(void **state)
 			 42);
 
 	/* Other sizes, block sizes and algorithms than the tree's. */
-	assert_int_equal(recipe_lookup(&root, 256 << 18, 18, FP_SHA256, 0, &store_ops, &s, &fp, &err),
+	assert_int_equal(recipe_lookup(&root, 256 << 18, 18, FP_SHA256, 0, &store_ops, &s, &fp,
+				       &err),
 			 -EBADMSG);
-	assert_int_equal(recipe_lookup(&root, 513 << 18, 18, FP_SHA256, 0, &store_ops, &s, &fp, &err),
+	assert_int_equal(recipe_lookup(&root, 513 << 18, 18, FP_SHA256, 0, &store_ops, &s, &fp,
+				       &err),
 			 -EBADMSG);
-	assert_int_equal(recipe_lookup(&root, 300 << 12, 12, FP_SHA256, 0, &store_ops, &s, &fp, &err),
+	assert_int_equal(recipe_lookup(&root, 300 << 12, 12, FP_SHA256, 0, &store_ops, &s, &fp,
+				       &err),
 			 -EBADMSG);
 	assert_int_equal(recipe_lookup(&root, size, 18, FP_SHA1, 0, &store_ops, &s, &fp, &err),
 			 -EBADMSG);
@@ -404,7 +410,8 @@ static void test_hostile_tree(void **state)
 		recipe_node_hash(data, len, &fp);
 		assert_int_equal(store_put(&s, &fp, data, len, NULL), 0);
 	}
-	assert_int_equal(recipe_lookup(&fp, size, 18, FP_SHA256, 299, &store_ops, &s, &fps[0], &err),
+	assert_int_equal(recipe_lookup(&fp, size, 18, FP_SHA256, 299, &store_ops, &s, &fps[0],
+				       &err),
 			 -EBADMSG);
 	assert_non_null(strstr(err.text, "256 entries"));
 

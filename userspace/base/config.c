@@ -212,7 +212,8 @@ static int parse_file(struct config *c, const char *path, FILE *file, struct err
 		return p.r;
 	if (line > 0)
 		return error_set(err, -EINVAL,
-				 "%s:%d: neither '[section]' nor 'key = value' nor '# comment'", path,
+				 "%s:%d: neither '[section]' nor 'key = value' nor '# comment'",
+				 path,
 				 line);
 	if (line < 0)
 		return error_set(err, -ENOMEM, "%s: out of memory", path);
@@ -253,8 +254,8 @@ static int set_defaults(struct config *c)
 static int check(const struct config *c, const char *path, struct error *err)
 {
 	if (c->cache && c->cache_file)
-		return error_set(err, -EINVAL, "%s: [agent] has both cache and cache_file: keep one",
-				 path);
+		return error_set(err, -EINVAL,
+				 "%s: [agent] has both cache and cache_file: keep one", path);
 	if (c->cache_file && !c->cache_file_size)
 		return error_set(err, -EINVAL, "%s: [agent] cache_file needs a cache_file_size",
 				 path);

@@ -15,7 +15,7 @@
 struct config {
 	/* [cluster] */
 	char *meta;	      /* "embedded" (default) or endpoints "tcp://h:p[,tcp://h:p]" */
-	/* [store]: what the embedded servers, or vmdedup-meta and vmdedup-data on this host, keep */
+	/* [store]: what the embedded servers, or those of this host, keep */
 	char *store;	      /* default /var/lib/vmdedup: meta.sqlite, data/ */
 	char *run;	      /* default /run/vmdedup: ipc sockets agent.sock meta.sock data.sock */
 	/* [meta] */
@@ -29,7 +29,7 @@ struct config {
 	char *host;	      /* failure domain; default the host's name */
 	char *rack;
 	/* [agent] */
-	char *cache;	      /* dedup-cache device, e.g. /dev/mapper/cache0; NULL: no kernel cache */
+	char *cache;	      /* dedup-cache device, /dev/mapper/cache0; NULL: no kernel cache */
 	char *cache_file;     /* plain-file cache instead (tests, swarms) */
 	uint64_t cache_file_size;
 	uint64_t push_age_s;  /* push when older than this; default 300; 0: only when asked */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Messages of daemons to stderr, with sd-daemon's "<N>" priorities when run by systemd. Thread-safe. */
+/* Messages of daemons to stderr, with sd-daemon's "<N>" priorities under systemd. Thread-safe. */
 #ifndef VMDEDUP_BASE_LOG_H
 #define VMDEDUP_BASE_LOG_H
 

@@ -469,14 +469,14 @@ static void handle_event(struct net_client *c, uint16_t event, uint32_t value)
 		break;
 	case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
 		snprintf(c->trouble, sizeof(c->trouble),
-			 "it refused this host's key (status %u): is the public key in the folder of "
-			 "[curve] clients there?",
+			 "it refused this host's key (status %u): is the public key in the folder "
+			 "of [curve] clients there?",
 			 value);
 		break;
 	default:
 		snprintf(c->trouble, sizeof(c->trouble),
-			 "the handshake failed: does the server speak CURVE, with the public key that "
-			 "[curve] servers names?");
+			 "the handshake failed: does the server speak CURVE, with the public key "
+			 "that [curve] servers names?");
 	}
 	connection_ended(c);
 }
@@ -615,19 +615,19 @@ static int set_keys(struct net_ctx *ctx, struct net_client *c, const uint8_t *se
 		if (net_endpoint_is_loopback(c->endpoint))
 			return 0;
 		return error_set(err, -EACCES,
-				 "%s: without keys only 127.0.0.0/8 and ::1 may be used; set [curve] "
-				 "secret and servers in the configuration",
+				 "%s: without keys only 127.0.0.0/8 and ::1 may be used; set "
+				 "[curve] secret and servers in the configuration",
 				 c->endpoint);
 	}
 	if (!ctx->has_key)
 		return error_set(err, -EACCES,
-				 "%s: the server has a key and this host has none; set [curve] secret "
-				 "in the configuration",
+				 "%s: the server has a key and this host has none; set [curve] "
+				 "secret in the configuration",
 				 c->endpoint);
 	if (!server_key)
 		return error_set(err, -EACCES,
-				 "%s: the server's public key is not known; set [curve] servers in the "
-				 "configuration",
+				 "%s: the server's public key is not known; set [curve] servers "
+				 "in the configuration",
 				 c->endpoint);
 	if (zmq_setsockopt(c->socket, ZMQ_CURVE_SERVERKEY, server_key, 32) ||
 	    zmq_setsockopt(c->socket, ZMQ_CURVE_PUBLICKEY, ctx->public_key, 32) ||
@@ -781,7 +781,8 @@ static void wake(void *arg, int r, struct net_reply *reply)
 static int call_error(struct net_client *c, int r, int timeout_ms, struct error *err)
 {
 	if (r == -ETIMEDOUT)
-		return error_set(err, r, "no answer from %s within %d ms: %s", c->endpoint, timeout_ms,
+		return error_set(err, r, "no answer from %s within %d ms: %s", c->endpoint,
+				 timeout_ms,
 				 c->trouble[0] ? c->trouble :
 				 c->connected  ? "it is there but busy" :
 						 "there is no connection; is it running?");

@@ -32,8 +32,8 @@ static int load_keys(struct net_ctx *ctx, const char *file, struct error *err)
 	zcert_destroy(&cert);
 	if (mem_is_zero(ctx->secret_key, 32))
 		return error_set(err, -EINVAL,
-				 "[curve] secret, %s, holds a public key only: name the file with the "
-				 "secret key",
+				 "[curve] secret, %s, holds a public key only: name the file with "
+				 "the secret key",
 				 file);
 	ctx->has_key = true;
 	return 0;
@@ -57,7 +57,8 @@ struct net_ctx *net_ctx_new(const char *curve_secret_file, const char *clients_d
 	zmq_ctx_set(ctx->zmq, ZMQ_MAX_SOCKETS, NET_MAX_SOCKETS);
 	zmq_ctx_set(ctx->zmq, ZMQ_BLOCKY, 0);
 	if (clients_dir && !curve_secret_file) {
-		error_set(err, -EINVAL, "[curve] clients needs [curve] secret: this host's own keys");
+		error_set(err, -EINVAL,
+			  "[curve] clients needs [curve] secret: this host's own keys");
 		goto free_ctx;
 	}
 	if (curve_secret_file && load_keys(ctx, curve_secret_file, err))
@@ -112,7 +113,8 @@ int net_endpoint_transport(const char *endpoint, enum net_transport *transport, 
 		*transport = i;
 		return 0;
 	}
-	return error_set(err, -EINVAL, "%s: not an endpoint; tcp://, ipc:// and inproc:// are", endpoint);
+	return error_set(err, -EINVAL, "%s: not an endpoint; tcp://, ipc:// and inproc:// are",
+			 endpoint);
 }
 
 bool net_endpoint_is_loopback(const char *endpoint)
@@ -123,8 +125,8 @@ bool net_endpoint_is_loopback(const char *endpoint)
 
 	if (sscanf(endpoint, "tcp://[%63[^]]]:", host) == 1)
 		return inet_pton(AF_INET6, host, &in6) == 1 && IN6_IS_ADDR_LOOPBACK(&in6);
-	return sscanf(endpoint, "tcp://%63[^:]:", host) == 1 && inet_pton(AF_INET, host, &in) == 1 &&
-	       ntohl(in.s_addr) >> 24 == 127;
+	return sscanf(endpoint, "tcp://%63[^:]:", host) == 1 &&
+	       inet_pton(AF_INET, host, &in) == 1 && ntohl(in.s_addr) >> 24 == 127;
 }
 
 static int set_int(void *socket, int option, int value)

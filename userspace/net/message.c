@@ -187,7 +187,8 @@ static int decode(const ProtobufCMessageDescriptor *type, const void *data, size
 	ProtobufCAllocator alloc = { budget_alloc, budget_free, &budget };
 
 	if (len > PROTO_MAX_HEADER)
-		return error_set(err, -EMSGSIZE, "a header of %zu bytes: at most %u are allowed", len,
+		return error_set(err, -EMSGSIZE, "a header of %zu bytes: at most %u are allowed",
+				 len,
 				 PROTO_MAX_HEADER);
 	if (!envelope_is_sane(data, len))
 		return error_set(err, -EPROTO, "the header is not a message of this protocol");

@@ -435,8 +435,8 @@ static bool handle_message(struct net_server *s, size_t socket, struct net_parts
 		send_error(s, peer, id, ENOTCONN, "say HELLO first", true);
 	} else if (peer_is_slow(s, peer, NET_MAX_PEER_QUEUED)) {
 		s->stats.refused++;
-		send_error(s, peer, id, EBUSY, "more than 1 GiB of answers wait to be read by this client",
-			   false);
+		send_error(s, peer, id, EBUSY,
+			   "more than 1 GiB of answers wait to be read by this client", false);
 	} else {
 		hand_over(s, peer, req, parts);
 		req = NULL;
@@ -465,7 +465,8 @@ static void batch(struct net_server *s)
 		size_t n = s->turn;
 
 		s->turn = (n + 1) % s->nr_endpoints;
-		if (net_parts_recv(s->endpoints[n].socket, PROTO_MAX_FRAMES + PART_PAYLOAD, &parts)) {
+		if (net_parts_recv(s->endpoints[n].socket, PROTO_MAX_FRAMES + PART_PAYLOAD,
+				   &parts)) {
 			idle++;
 			continue;
 		}
@@ -640,8 +641,8 @@ static int set_keys(struct net_server *s, void *socket, const char *endpoint, st
 		if (net_endpoint_is_loopback(endpoint))
 			return 0;
 		return error_set(err, -EACCES,
-				 "%s: without keys only 127.0.0.0/8 and ::1 may be served; set [curve] "
-				 "secret and clients in the configuration",
+				 "%s: without keys only 127.0.0.0/8 and ::1 may be served; set "
+				 "[curve] secret and clients in the configuration",
 				 endpoint);
 	}
 	if (!s->net->zap)

@@ -75,7 +75,8 @@ static void answer(struct zap *z, const struct net_parts *p)
 	if (zmq_msg_send(&id, z->socket, ZMQ_SNDMORE) < 0)
 		zmq_msg_close(&id);
 	zmq_send(z->socket, allowed ? "200" : "400", 3, ZMQ_SNDMORE);
-	zmq_send(z->socket, allowed ? "OK" : "not in [curve] clients", allowed ? 2 : 22, ZMQ_SNDMORE);
+	zmq_send(z->socket, allowed ? "OK" : "not in [curve] clients", allowed ? 2 : 22,
+		 ZMQ_SNDMORE);
 	zmq_send(z->socket, key, allowed ? 40 : 0, ZMQ_SNDMORE);
 	zmq_send(z->socket, "", 0, 0);
 }

@@ -67,10 +67,12 @@ int recipe_node_decode(struct recipe_node *node, const void *data, size_t len, s
 		return error_set(err, -EBADMSG, "recipe node: algorithm %u", h.algorithm);
 	count = le32toh(h.count);
 	if (!count || count > RECIPE_FANOUT || h.reserved)
-		return error_set(err, -EBADMSG, "recipe node: %u entries, reserved field %#x", count,
+		return error_set(err, -EBADMSG, "recipe node: %u entries, reserved field %#x",
+				 count,
 				 le32toh(h.reserved));
 	if (len != sizeof(h) + count * FP_SIZE)
-		return error_set(err, -EBADMSG, "recipe node: %zu bytes for %u entries", len, count);
+		return error_set(err, -EBADMSG, "recipe node: %zu bytes for %u entries", len,
+				 count);
 	if (mem_is_zero((const uint8_t *)data + sizeof(h), len - sizeof(h)))
 		return error_set(err, -EBADMSG, "recipe node: nothing but zero entries");
 	node->level = h.level;

@@ -37,7 +37,8 @@ static int tree_init(struct tree *t, uint64_t size, unsigned int block_shift,
 		     struct error *err)
 {
 	if (!size || size > IMAGE_SIZE_MAX)
-		return error_set(err, -EINVAL, "recipe: an image of %llu bytes: 1 to %llu are allowed",
+		return error_set(err, -EINVAL,
+				 "recipe: an image of %llu bytes: 1 to %llu are allowed",
 				 (unsigned long long)size, IMAGE_SIZE_MAX);
 	if (block_shift < BLOCK_SHIFT_MIN || block_shift > BLOCK_SHIFT_MAX)
 		return error_set(err, -EINVAL, "recipe: block shift %u: %d to %d are allowed",
@@ -108,7 +109,8 @@ static int node_get(const struct tree *t, const struct fp *hash, unsigned int le
 				 len);
 	recipe_node_hash(data, len, &got);
 	if (!fp_equal(&got, hash))
-		return error_set(err, -EBADMSG, "recipe node %s: the content does not match its hash",
+		return error_set(err, -EBADMSG,
+				 "recipe node %s: the content does not match its hash",
 				 fp_to_hex(hash, hex));
 	r = recipe_node_decode(node, data, len, err);
 	if (r) {
@@ -118,8 +120,8 @@ static int node_get(const struct tree *t, const struct fp *hash, unsigned int le
 	if (node->level != level || node->block_shift != t->block_shift ||
 	    node->algorithm != t->alg || node->count != entries)
 		return error_set(err, -EBADMSG,
-				 "recipe node %s: level %u, %u entries, block shift %u, %s where level "
-				 "%u, %u, %u, %s belong",
+				 "recipe node %s: level %u, %u entries, block shift %u, %s where "
+				 "level %u, %u, %u, %s belong",
 				 fp_to_hex(hash, hex), node->level, node->count, node->block_shift,
 				 fp_algorithm_name(node->algorithm), level, entries, t->block_shift,
 				 fp_algorithm_name(t->alg));
@@ -387,7 +389,8 @@ int recipe_update(const struct fp *root, uint64_t size, unsigned int block_shift
 
 		if (block >= p->tree.blocks || (i && block <= changes[i - 1].block)) {
 			r = error_set(err, -EINVAL,
-				      "recipe: change %zu of block %llu is out of order or beyond %llu",
+				      "recipe: change %zu of block %llu is out of order or beyond "
+				      "%llu",
 				      i, (unsigned long long)block,
 				      (unsigned long long)p->tree.blocks);
 			goto free_path;
