@@ -427,11 +427,12 @@ static void test_sessions(void **state)
 	mut.session = 12345;
 	mut.sequence = 1;
 	assert_int_equal(world_call(w, &req, NULL, 0)->error, EKEYEXPIRED);
+	assert_true(world_call(w, &req, NULL, 0)->not_done);
 	mut.session = w->session;
 	mut.sequence = w->sequence + 2;
 	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
 	mut.sequence = w->sequence + 1;
-	assert_int_equal(world_call(w, &req, NULL, 0)->error, ENOENT);
+	assert_false(world_call(w, &req, NULL, 0)->not_done);
 	assert_int_equal(world_call(w, &req, NULL, 0)->error, ENOENT);
 	/* Another request under the same sequence is no retry. */
 	rm.name = "y";
@@ -673,6 +674,52 @@ static void test_batch(void **state)
 	assert_int_equal(world_sql(w, "SELECT count FROM nodes"), 4);
 }
 
+static void spoil(struct world *w, const char *sql)
+{
+	struct error err = { 0 };
+
+	if (store_begin(w->m.store, &err) || store_exec(w->m.store, &err, sql) < 1 ||
+	    store_commit(w->m.store, &err))
+		fail_msg("%s: %s", sql, err.text);
+}
+
+/* The check is silent on what is right, also while a push is open, and finds each damage. */
+static void test_check(void **state)
+{
+	static const char *const damage[][2] = {
+		{ "UPDATE blocks SET count = count + 1 WHERE fp = (SELECT min(fp) FROM blocks)",
+		  "UPDATE blocks SET count = count - 1 WHERE fp = (SELECT min(fp) FROM blocks)" },
+		{ "UPDATE nodes SET count = count + 1 WHERE level = 1",
+		  "UPDATE nodes SET count = count - 1 WHERE level = 1" },
+		{ "UPDATE totals SET nodes = nodes + 1", "UPDATE totals SET nodes = nodes - 1" },
+		{ "UPDATE blocks SET condemned = 1 WHERE fp = (SELECT max(fp) FROM blocks)",
+		  "UPDATE blocks SET condemned = 0" },
+		{ "UPDATE node_data SET data = zeroblob(20) WHERE hash = (SELECT min(hash) FROM "
+		  "nodes WHERE level = 0)", NULL },
+	};
+	struct world *w = *state;
+	uint64_t blocks[600], push;
+	struct tree t;
+	size_t i;
+
+	ramp(blocks, 600, 1);
+	assert_int_equal(world_check(w, true), 0);
+	assert_int_equal(world_import(w, "a", blocks, 600), 0);
+	tree_build(&t, blocks + 300, 300, 300 * WORLD_BLOCK);
+	assert_int_equal(world_begin_import(w, "b", 300 * WORLD_BLOCK, &push), 0);
+	assert_int_equal(world_part(w, push, &t, 0, t.nr, NULL, 0), 0);
+	assert_int_equal(world_check(w, true), 0);
+	for (i = 0; i < ARRAY_SIZE(damage); i++) {
+		spoil(w, damage[i][0]);
+		assert_true(world_check(w, false) > 0);
+		if (!damage[i][1])
+			break;
+		spoil(w, damage[i][1]);
+		assert_int_equal(world_check(w, true), 0);
+	}
+	tree_free(&t);
+}
+
 static void test_store_errors(void **state)
 {
 	struct world *w = *state;
@@ -720,6 +767,7 @@ int main(void)
 		T(test_epochs),
 		T(test_placement),
 		T(test_batch),
+		T(test_check),
 		T(test_store_errors),
 	};
 

@@ -49,6 +49,7 @@ static void open_store(struct world *w)
 
 void world_reopen(struct world *w)
 {
+	meta_end(&w->m);
 	store_close(w->m.store);
 	open_store(w);
 }
@@ -62,7 +63,8 @@ void world_init(struct world *w, unsigned int replicas, unsigned int min_copies)
 	*w = (struct world){ .wall_s = 1000000, .seed = 0x9e3779b97f4a7c15, .epoch = 1 };
 	w->env = (struct meta_env){ .wall_s = world_wall_s, .mono_ns = world_mono_ns,
 				    .random = world_fill_random, .ctx = w };
-	strcpy(w->dir, "/tmp/vmdedup-meta.XXXXXX");
+	snprintf(w->dir, sizeof(w->dir), "%.40s/vmdedup-meta.XXXXXX",
+		 getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
 	assert_non_null(mkdtemp(w->dir));
 	snprintf(w->path, sizeof(w->path), "%s/meta.sqlite", w->dir);
 	if (meta_store_init(w->path, &init, &err))
@@ -80,6 +82,7 @@ void world_free(struct world *w)
 	char path[128];
 	size_t i;
 
+	meta_end(&w->m);
 	store_close(w->m.store);
 	arena_free(&w->arena);
 	for (i = 0; i < ARRAY_SIZE(suffix); i++) {
@@ -294,11 +297,11 @@ static void fill_receipts(struct world *w, Vmdedup__PushPart *part, const uint64
 		Vmdedup__Receipt *r = arena_alloc(&w->arena, sizeof(*r));
 		struct fp fp = world_fp(blocks[i]);
 
-		if (!blocks[i])
+		if (!blocks[i] || (w->stamps && !w->stamps[blocks[i]]))
 			continue;
 		vmdedup__receipt__init(r);
 		r->shard = fp_shard(&fp);
-		r->epoch = w->epoch;
+		r->epoch = w->stamps ? w->stamps[blocks[i]] : w->epoch;
 		r->map_version = w->map_version;
 		r->n_disks = 1;
 		r->disks = arena_memdup(&w->arena, &disk, sizeof(disk));
@@ -460,6 +463,27 @@ int world_release(struct world *w, const struct uuid *image, const struct uuid *
 	lease_release.cache = (ProtobufCBinaryData){ 16, (uint8_t *)cache->b };
 	lease_release.epoch = epoch;
 	return world_mutate(w, &req, NULL, 0)->error;
+}
+
+unsigned int world_check(struct world *w, bool say)
+{
+	REQUEST(req, check_step, CheckStep, CHECK_STEP);
+	const Vmdedup__Reply *reply;
+	unsigned int problems = 0;
+	size_t i;
+
+	vmdedup__check_step__init(&check_step);
+	check_step.budget = 3;
+	do {
+		reply = world_call(w, &req, NULL, 0);
+		if (reply->error)
+			fail_msg("check: %s", reply->error_text);
+		for (i = 0; say && i < reply->check_step->n_problems; i++)
+			print_message("check: %s\n", reply->check_step->problems[i]);
+		problems += (unsigned int)reply->check_step->n_problems;
+		check_step.cursor = reply->check_step->cursor;
+	} while (check_step.cursor.len);
+	return problems;
 }
 
 void world_settle(struct world *w)

@@ -28,6 +28,7 @@ struct world {
 	uint32_t server;
 	uint8_t receipt_key[RECEIPT_KEY_SIZE];
 	uint64_t epoch; /* that the data server stamps */
+	const uint64_t *stamps; /* not NULL: the epoch of content k's copy, 0: no copy, no receipt */
 	uint64_t map_version;
 	struct meta_bytes *frames; /* of the last reply */
 	size_t nr_frames;
@@ -85,6 +86,8 @@ int world_release(struct world *w, const struct uuid *image, const struct uuid *
 		  uint64_t epoch);
 /* Cascades until nothing is left. */
 void world_settle(struct world *w);
+/* Runs a whole check in small steps. Returns how many problems it found. */
+unsigned int world_check(struct world *w, bool say);
 int64_t world_sql(struct world *w, const char *sql);
 
 #endif

@@ -106,7 +106,7 @@ static void mutation_end(struct cluster *c, int r, struct net_reply *reply)
 
 	TAILQ_REMOVE(&c->mutations, m, link);
 	/* Whether it was done is not known: its sequence must not be used for anything else. */
-	if (r && !c->closing)
+	if ((r || reply->header->not_done) && !c->closing)
 		c->session = 0;
 	m->done(m->arg, r, reply);
 	if (!TAILQ_EMPTY(&c->mutations))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Batches, dispatch, and what handlers share. */
 #include "meta/core.h"
+#include "meta/check.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -45,6 +46,10 @@ static const struct verb verbs[] = {
 	VERB(PUSH_ABORT, VERB_MUTATION, push_abort),
 	VERB(NODE_GET, VERB_READ, node_get),
 	VERB(GC_STEP, VERB_REPEAT, gc_step),
+	VERB(GC_LIST, VERB_READ, gc_list),
+	VERB(GC_SELECT, VERB_READ, gc_select),
+	VERB(GC_FORGET, VERB_REPEAT, gc_forget),
+	VERB(CHECK_STEP, VERB_READ, check_step),
 };
 
 int call_error(struct meta_call *c, int code, const char *fmt, ...)
@@ -295,4 +300,11 @@ void meta_batch(struct meta *m, struct meta_call *calls, size_t n)
 	reset_reply(calls);
 	error_set(&calls->err, r == -EAGAIN ? -EBUSY : r, "%s", err.text);
 	reply_with_error(calls);
+	calls->reply.not_done = true;
+}
+
+void meta_end(struct meta *m)
+{
+	check_free(m->check);
+	m->check = NULL;
 }

@@ -59,6 +59,7 @@ struct meta {
 	const struct meta_env *env;
 	struct meta_params params;
 	uint64_t ticked_ns; /* monotonic time up to which age_s has been counted */
+	struct check *check; /* the one under way, or NULL: meta_end() frees it */
 	bool may_cascade;   /* a mutation ran since the cascade last found nothing */
 	struct meta_totals {
 		int64_t nodes, blocks;
@@ -104,6 +105,8 @@ int meta_commit(struct meta *m, struct error *err);
  * replies, never as a stored result.
  */
 void meta_batch(struct meta *m, struct meta_call *calls, size_t n);
+/* Ends what a core holds besides its store. */
+void meta_end(struct meta *m);
 /* Once in a while: a bounded step of cascades and of expiry. Returns 1 when more waits. */
 int meta_tick(struct meta *m, struct error *err);
 /* Fills a new store with a cluster of @init, in the open transaction. */
@@ -179,8 +182,11 @@ int push_abort(struct meta_call *c);
 int push_expire(struct meta *m, struct error *err);
 int node_get(struct meta_call *c);
 
-/* gc.c, check.c */
+/* collect.c, gc.c, check.c */
 int gc_step(struct meta_call *c);
+int gc_list(struct meta_call *c);
+int gc_select(struct meta_call *c);
+int gc_forget(struct meta_call *c);
 int check_step(struct meta_call *c);
 struct gc_progress {
 	uint64_t freed_nodes;

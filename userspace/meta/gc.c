@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Collection. The cascade gives back, in bounded steps, what pushes that are over and images that
- * are removed still hold, and takes dying nodes apart: one node, with all that it counts, in one
- * transaction, so that a dying node is whole until it is gone.
- *
- * A block at count 0 is dead. Collecting a shard raises its epoch E by one and condemns its dead
- * blocks in the same transaction. Any count that comes later needs a receipt of the new epoch, that
- * is, a PUT or TOUCH that a data server has stamped with it, and a data server deletes only below it.
+ * The cascade gives back, in bounded steps, what pushes that are over and images that are removed
+ * still hold, and takes dying nodes apart: one node, with all that it counts, in one transaction,
+ * so that a dying node is whole until it is gone.
  */
 #include "meta/image.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define DEFAULT_BUDGET 64   /* nodes */
-#define MAX_BUDGET     4096
-#define ROWS_A_NODE    256  /* what counts as much work as one node */
+#define ROWS_A_NODE 256 /* what counts as much work as one node */
 
 /* ---- pushes that are over ---- */
 
@@ -283,113 +277,4 @@ int gc_cascade(struct meta *m, unsigned int budget, struct gc_progress *p, struc
 	}
 	p->more = r > 0;
 	return r < 0 ? r : 0;
-}
-
-/* ---- condemning ---- */
-
-static void shard_range(unsigned int shard, struct fp *from, struct fp *to)
-{
-	memset(from, 0, sizeof(*from));
-	memset(to, 0xff, sizeof(*to));
-	from->b[0] = to->b[0] = (uint8_t)(shard >> 2);
-	from->b[1] = (uint8_t)(shard << 6);
-	to->b[1] = from->b[1] | 0x3f;
-}
-
-/* 1 and the shard of a dead block that is not condemned yet, at or after shard @from. */
-static int next_dead_shard(struct meta_call *c, unsigned int from, unsigned int *shard)
-{
-	struct rows rows CLEANUP_ROWS = { 0 };
-	struct fp low, high, fp;
-	int r;
-
-	shard_range(from, &low, &high);
-	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT min(fp) FROM blocks WHERE count = 0 AND condemned = 0 AND fp >= ?1",
-			V_FP(&low));
-	if (!r)
-		r = rows_next(&rows, &c->err);
-	if (r <= 0)
-		return r;
-	if (!rows_blob(&rows, 0, &(size_t){ 0 }))
-		return 0;
-	r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
-	*shard = fp_shard(&fp);
-	return r ?: 1;
-}
-
-static int condemn(struct meta_call *c, unsigned int shard)
-{
-	struct store *s = call_store(c);
-	struct fp from, to;
-	int64_t n;
-
-	shard_range(shard, &from, &to);
-	n = store_exec(s, &c->err, "UPDATE shards SET epoch = epoch + 1 WHERE shard = ?1",
-		       V_INT(shard));
-	if (n >= 0)
-		n = store_exec(s, &c->err,
-			       "UPDATE blocks SET condemned = (SELECT epoch FROM shards WHERE "
-			       "shard = ?1) WHERE count = 0 AND condemned = 0 AND fp >= ?2 AND "
-			       "fp <= ?3", V_INT(shard), V_FP(&from), V_FP(&to));
-	return n < 0 ? (int)n : 0;
-}
-
-/* Raises the epochs of up to @budget shards with dead blocks. The map's version goes up with
- * them: that is how clients and data servers learn. */
-static int condemn_some(struct meta_call *c, unsigned int budget, bool *more)
-{
-	unsigned int from = 0, shard, done;
-	int r = 0;
-
-	*more = false;
-	for (done = 0; done < budget && from < NR_SHARDS; done++) {
-		r = next_dead_shard(c, from, &shard);
-		if (r <= 0)
-			break;
-		r = condemn(c, shard);
-		if (r)
-			return r;
-		from = shard + 1;
-	}
-	*more = r > 0 || (!r && done == budget && from < NR_SHARDS);
-	if (r >= 0 && done)
-		r = map_bump(c->m, false, &c->err);
-	return r < 0 ? r : 0;
-}
-
-int gc_step(struct meta_call *c)
-{
-	const Vmdedup__GcStep *req = c->req->gc_step;
-	Vmdedup__GcStepReply *reply = call_alloc(c, sizeof(*reply));
-	unsigned int budget = req->budget ? MIN(req->budget, MAX_BUDGET) : DEFAULT_BUDGET;
-	struct gc_progress p;
-	int64_t dying = 0, dead = 0, condemned = 0;
-	bool more = false;
-	int r;
-
-	if (!reply)
-		return call_nomem(c);
-	vmdedup__gc_step_reply__init(reply);
-	r = gc_cascade(c->m, budget, &p, &c->err);
-	if (!r && !p.more && req->now)
-		r = condemn_some(c, budget, &more);
-	if (r)
-		return r;
-	r = store_int(call_store(c), &c->err, &dying, "SELECT count(*) FROM dying");
-	if (r >= 0)
-		r = store_int(call_store(c), &c->err, &dead,
-			      "SELECT count(*) FROM blocks WHERE count = 0 AND condemned = 0");
-	if (r >= 0)
-		r = store_int(call_store(c), &c->err, &condemned,
-			      "SELECT count(*) FROM blocks WHERE condemned > 0");
-	if (r < 0)
-		return r;
-	reply->dying_nodes = (uint64_t)dying;
-	reply->freed_nodes = p.freed_nodes;
-	reply->dead_blocks = (uint64_t)(dead + condemned);
-	reply->more = p.more || more;
-	c->reply.body_case = VMDEDUP__REPLY__BODY_GC_STEP;
-	c->reply.gc_step = reply;
-	return 0;
 }

@@ -123,24 +123,13 @@ static int read_map(struct meta_call *c, Vmdedup__MapReply **out)
 	return read_servers(c, map) ?: read_shards(c, map) ?: read_replicas(c, map);
 }
 
-/* Who has the newest gets the version alone. */
+/* All of it, also for who has the newest: it is some kilobytes. */
 int map_get(struct meta_call *c)
 {
-	Vmdedup__MapReply *map = call_alloc(c, sizeof(*map));
-	int r = 0;
+	int r = read_map(c, &c->reply.map);
 
-	if (!map)
-		return call_nomem(c);
-	vmdedup__map_reply__init(map);
-	map->version = c->m->params.map_version;
-	map->replicas = c->m->params.replicas;
-	if (c->req->map_get->have_version != map->version)
-		r = read_map(c, &map);
-	if (r)
-		return r;
 	c->reply.body_case = VMDEDUP__REPLY__BODY_MAP;
-	c->reply.map = map;
-	return 0;
+	return r;
 }
 
 /* ---- placement: rows in, rows out; the choice is placement.c's ---- */
@@ -246,8 +235,8 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	int r;
 
 	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT id, incarnation, state, endpoint, host, rack, capacity, curve_key FROM "
-			"servers WHERE disk = ?1", V_UUID(disk));
+			"SELECT id, incarnation, state, endpoint, host, rack, curve_key FROM servers "
+			"WHERE disk = ?1", V_UUID(disk));
 	if (!r)
 		r = rows_next(&rows, &c->err);
 	if (r <= 0)
@@ -255,12 +244,11 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	k->id = rows_int(&rows, 0);
 	k->incarnation = (uint64_t)rows_int(&rows, 1);
 	k->state = rows_int(&rows, 2);
-	key = rows_blob(&rows, 7, &len);
+	key = rows_blob(&rows, 6, &len);
 	k->same = k->incarnation == req->incarnation && k->state == SERVER_UP &&
 		  !strcmp(rows_text(&rows, 3), req->endpoint) &&
 		  !strcmp(rows_text(&rows, 4), req->host) &&
-		  !strcmp(rows_text(&rows, 5), req->rack) &&
-		  (uint64_t)rows_int(&rows, 6) == req->capacity && len == req->curve_key.len &&
+		  !strcmp(rows_text(&rows, 5), req->rack) && len == req->curve_key.len &&
 		  (!len || !memcmp(key, req->curve_key.data, len));
 	return 1;
 }

@@ -151,6 +151,7 @@ void meta_server_close(struct meta_server *s)
 	if (!s)
 		return;
 	net_server_free(s->net);
+	meta_end(&s->meta);
 	store_close(s->meta.store);
 	arena_free(&s->arena);
 	free(s);

@@ -124,9 +124,17 @@ static int check_sequence(struct meta_call *c, const uint8_t digest[DIGEST_SIZE]
 	return answer_again(c, result, len);
 }
 
-static int refuse(struct meta_call *c)
+static int give_error(struct meta_call *c)
 {
 	return c->err.code;
+}
+
+static int refuse(struct meta_call *c)
+{
+	int r = call_run(c, give_error);
+
+	c->reply.not_done = true;
+	return r;
 }
 
 int session_mutate(struct meta_call *c, meta_handler fn)
@@ -138,7 +146,7 @@ int session_mutate(struct meta_call *c, meta_handler fn)
 	if (!mut || !mut->session || !mut->sequence || mut->sequence > INT64_MAX) {
 		call_error(c, -EINVAL, "a request that changes something needs a session and a "
 				       "sequence from 1 up");
-		return call_run(c, refuse);
+		return refuse(c);
 	}
 	r = request_digest(c, digest);
 	if (!r)
@@ -148,11 +156,15 @@ int session_mutate(struct meta_call *c, meta_handler fn)
 	if (!r)
 		return 0;
 	if (r < 0)
-		return call_run(c, refuse);
+		return refuse(c);
 	r = call_run(c, fn);
 	/* Out of memory is no result: the client tries again with the same sequence. */
-	if (r || c->reply.error == ENOMEM || c->reply.error == EIO)
+	if (r)
 		return r;
+	if (c->reply.error == ENOMEM || c->reply.error == EIO) {
+		c->reply.not_done = true;
+		return 0;
+	}
 	return store_result(c, digest);
 }
 

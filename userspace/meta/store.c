@@ -122,6 +122,12 @@ int store_rollback_to(struct store *s, struct error *err)
 	return s->failed ? still_failed(s, err) : s->ops->rollback_to(s, err);
 }
 
+int store_snapshot(struct store *s, struct store **snap, struct error *err)
+{
+	*snap = NULL;
+	return s->ops->snapshot(s, snap, err);
+}
+
 int store_query_vals(struct store *s, struct error *err, struct rows *rows, const char *sql,
 		     const struct val *vals, size_t nr)
 {

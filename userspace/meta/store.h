@@ -59,6 +59,7 @@ struct store_ops {
 	int (*savepoint)(struct store *s, struct error *err);
 	int (*release)(struct store *s, struct error *err);
 	int (*rollback_to)(struct store *s, struct error *err);
+	int (*snapshot)(struct store *s, struct store **snap, struct error *err);
 	int (*script)(struct store *s, const char *sql, struct error *err);
 	int (*query)(struct store *s, struct rows *rows, const char *sql, const struct val *vals,
 		     size_t nr, struct error *err);
@@ -91,6 +92,12 @@ void store_rollback(struct store *s);
 int store_savepoint(struct store *s, struct error *err);
 int store_release(struct store *s, struct error *err);
 int store_rollback_to(struct store *s, struct error *err);
+
+/*
+ * Another store on what is committed now, read only, in a transaction of its own that is begun
+ * already; the caller closes it. Mutations go on meanwhile and are not seen.
+ */
+int store_snapshot(struct store *s, struct store **snap, struct error *err);
 
 /* Runs @sql to its end. Returns the number of rows changed (or returned). */
 int64_t store_exec_vals(struct store *s, struct error *err, const char *sql,

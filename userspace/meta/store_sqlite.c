@@ -254,6 +254,8 @@ static void sqlite_close(struct store *s)
 	free(q);
 }
 
+static int sqlite_snapshot(struct store *s, struct store **out, struct error *err);
+
 static const struct store_ops sqlite_ops = {
 	.close = sqlite_close,
 	.begin = sqlite_begin,
@@ -262,6 +264,7 @@ static const struct store_ops sqlite_ops = {
 	.savepoint = sqlite_savepoint,
 	.release = sqlite_release,
 	.rollback_to = sqlite_rollback_to,
+	.snapshot = sqlite_snapshot,
 	.script = sqlite_script,
 	.query = sqlite_query,
 	.next = sqlite_next,
@@ -271,6 +274,36 @@ static const struct store_ops sqlite_ops = {
 	.affected = sqlite_affected,
 	.end = sqlite_end,
 };
+
+/* Under WAL a reader keeps what it saw at its first read; the writer goes on. */
+static int sqlite_snapshot(struct store *s, struct store **out, struct error *err)
+{
+	struct sqlite_store *q = calloc(1, sizeof(*q));
+	int64_t one;
+	int r, rc;
+
+	if (!q)
+		return error_set(err, -ENOMEM, "out of memory");
+	q->store.ops = &sqlite_ops;
+	q->lock_fd = -1;
+	rc = sqlite3_open_v2(sqlite3_db_filename(to_sqlite(s)->db, "main"), &q->db,
+			     SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
+			     NULL);
+	if (rc != SQLITE_OK)
+		r = error_set(err, errno_of(rc), "cannot open the store a second time: %s",
+			      q->db ? sqlite3_errmsg(q->db) : "out of memory");
+	else
+		r = run(q, "BEGIN", err);
+	q->in_tx = !r;
+	if (!r)
+		r = store_int(&q->store, err, &one, "SELECT 1 FROM cluster");
+	if (r < 0) {
+		sqlite_close(&q->store);
+		return r;
+	}
+	*out = &q->store;
+	return 0;
+}
 
 static int take_lock(struct sqlite_store *q, const char *path, struct error *err)
 {

@@ -4,6 +4,7 @@
  * end of sessions and pushes that nobody has used for long. Expiry counts seconds of service, so
  * that neither a jump of the wall clock nor a day without a meta server ends anything.
  */
+#include "meta/check.h"
 #include "meta/core.h"
 
 #include <errno.h>
@@ -51,6 +52,7 @@ int meta_tick(struct meta *m, struct error *err)
 	struct gc_progress p = { 0 };
 	int r;
 
+	check_expire(m);
 	/* Every so often also when this process changed nothing: another one may have. */
 	if (!m->may_cascade && seconds < AGE_STEP_S)
 		return 0;

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Collection of blocks. A block at count 0 is dead. Collecting a shard raises its epoch E by one and
+ * condemns its dead blocks in the same transaction. Any count that comes later needs a receipt of
+ * the new epoch, that is, a PUT or TOUCH that a data server has stamped with it. Data servers
+ * delete condemned and unknown copies with a stamp below E only, and look at the stamp again in the
+ * transaction that deletes: so a list may be as old as it likes, and whoever drives this may die at
+ * any step. Forgetting a condemned row is safe at any time: the block is unknown from then on.
+ */
+#include "meta/image.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define DEFAULT_BUDGET 64 /* nodes, or shards */
+#define MAX_BUDGET     4096
+
+static void shard_range(unsigned int shard, struct fp *from, struct fp *to)
+{
+	memset(from, 0, sizeof(*from));
+	memset(to, 0xff, sizeof(*to));
+	from->b[0] = to->b[0] = (uint8_t)(shard >> 2);
+	from->b[1] = (uint8_t)(shard << 6);
+	to->b[1] = from->b[1] | 0x3f;
+}
+
+/* 1 and the shard of a dead block that is not condemned yet, at or after shard @from. */
+static int next_dead_shard(struct meta_call *c, unsigned int from, unsigned int *shard)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct fp low, high, fp;
+	int r;
+
+	shard_range(from, &low, &high);
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT min(fp) FROM blocks WHERE count = 0 AND condemned = 0 AND fp >= ?1",
+			V_FP(&low));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	if (r <= 0)
+		return r;
+	if (!rows_blob(&rows, 0, &(size_t){ 0 }))
+		return 0;
+	r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
+	*shard = fp_shard(&fp);
+	return r ?: 1;
+}
+
+static int condemn(struct meta_call *c, unsigned int shard)
+{
+	struct store *s = call_store(c);
+	struct fp from, to;
+	int64_t n;
+
+	shard_range(shard, &from, &to);
+	n = store_exec(s, &c->err, "UPDATE shards SET epoch = epoch + 1 WHERE shard = ?1",
+		       V_INT(shard));
+	if (n >= 0)
+		n = store_exec(s, &c->err,
+			       "UPDATE blocks SET condemned = (SELECT epoch FROM shards WHERE "
+			       "shard = ?1) WHERE count = 0 AND condemned = 0 AND fp >= ?2 AND "
+			       "fp <= ?3", V_INT(shard), V_FP(&from), V_FP(&to));
+	return n < 0 ? (int)n : 0;
+}
+
+/* Raises the epochs of up to @budget shards with dead blocks. The map's version goes up with
+ * them: that is how clients and data servers learn. */
+static int condemn_some(struct meta_call *c, unsigned int budget, bool *more)
+{
+	unsigned int from = 0, shard, done;
+	int r = 0;
+
+	*more = false;
+	for (done = 0; done < budget && from < NR_SHARDS; done++) {
+		r = next_dead_shard(c, from, &shard);
+		if (r <= 0)
+			break;
+		r = condemn(c, shard);
+		if (r)
+			return r;
+		from = shard + 1;
+	}
+	*more = r > 0 || (!r && done == budget && from < NR_SHARDS);
+	if (r >= 0 && done)
+		r = map_bump(c->m, false, &c->err);
+	return r < 0 ? r : 0;
+}
+
+int gc_step(struct meta_call *c)
+{
+	const Vmdedup__GcStep *req = c->req->gc_step;
+	Vmdedup__GcStepReply *reply = call_alloc(c, sizeof(*reply));
+	unsigned int budget = req->budget ? MIN(req->budget, MAX_BUDGET) : DEFAULT_BUDGET;
+	struct gc_progress p;
+	int64_t dying = 0, dead = 0, condemned = 0;
+	bool more = false;
+	int r;
+
+	if (!reply)
+		return call_nomem(c);
+	vmdedup__gc_step_reply__init(reply);
+	r = gc_cascade(c->m, budget, &p, &c->err);
+	if (!r && !p.more && req->now)
+		r = condemn_some(c, budget, &more);
+	if (r)
+		return r;
+	r = store_int(call_store(c), &c->err, &dying, "SELECT count(*) FROM dying");
+	if (r >= 0)
+		r = store_int(call_store(c), &c->err, &dead,
+			      "SELECT count(*) FROM blocks WHERE count = 0 AND condemned = 0");
+	if (r >= 0)
+		r = store_int(call_store(c), &c->err, &condemned,
+			      "SELECT count(*) FROM blocks WHERE condemned > 0");
+	if (r < 0)
+		return r;
+	reply->dying_nodes = (uint64_t)dying;
+	reply->freed_nodes = p.freed_nodes;
+	reply->dead_blocks = (uint64_t)(dead + condemned);
+	reply->more = p.more || more;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_GC_STEP;
+	c->reply.gc_step = reply;
+	return 0;
+}
+
+/* ---- what may be deleted ---- */
+
+static int check_shard(struct meta_call *c, uint32_t shard, const ProtobufCBinaryData *fps)
+{
+	struct fp fp;
+	size_t i;
+
+	if (shard >= NR_SHARDS)
+		return call_error(c, -EINVAL, "there is no shard %u", shard);
+	if (fps->len % FP_SIZE || fps->len / FP_SIZE > PROTO_MAX_TOUCH)
+		return call_error(c, -EINVAL, "fingerprints: %zu bytes; 32 for each of at most %d",
+				  fps->len, PROTO_MAX_TOUCH);
+	for (i = 0; i < fps->len; i += FP_SIZE) {
+		memcpy(fp.b, fps->data + i, FP_SIZE);
+		if (fp_shard(&fp) != shard)
+			return call_error(c, -EINVAL, "a fingerprint is not of shard %u", shard);
+	}
+	return 0;
+}
+
+static int list_reply(struct meta_call *c, uint32_t shard, size_t room,
+		      Vmdedup__GcListReply **out)
+{
+	Vmdedup__GcListReply *reply = call_alloc(c, sizeof(*reply));
+	int64_t epoch = 0;
+	int r;
+
+	if (!reply)
+		return call_nomem(c);
+	vmdedup__gc_list_reply__init(reply);
+	reply->fingerprints.data = call_alloc(c, room * FP_SIZE + 1);
+	if (!reply->fingerprints.data)
+		return call_nomem(c);
+	r = store_int(call_store(c), &c->err, &epoch, "SELECT epoch FROM shards WHERE shard = ?1",
+		      V_INT(shard));
+	reply->below_epoch = (uint64_t)epoch;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_GC_LIST;
+	c->reply.gc_list = *out = reply;
+	return r < 0 ? r : 0;
+}
+
+static void add(Vmdedup__GcListReply *reply, const void *fp)
+{
+	memcpy(reply->fingerprints.data + reply->fingerprints.len, fp, FP_SIZE);
+	reply->fingerprints.len += FP_SIZE;
+}
+
+int gc_list(struct meta_call *c)
+{
+	const Vmdedup__GcList *req = c->req->gc_list;
+	size_t limit = req->limit ? MIN(req->limit, PROTO_MAX_TOUCH) : PROTO_MAX_TOUCH;
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct fp from, to, after, fp;
+	Vmdedup__GcListReply *reply;
+	int r;
+
+	r = check_shard(c, req->shard, &(ProtobufCBinaryData){ 0 }) ?:
+	    list_reply(c, req->shard, limit, &reply);
+	if (!r && req->after.len)
+		r = call_get_fp(c, &req->after, "after", &after);
+	if (r)
+		return r;
+	shard_range(req->shard, &from, &to);
+	if (req->after.len && memcmp(&after, &from, FP_SIZE) > 0)
+		from = after;
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT fp FROM blocks WHERE condemned > 0 AND domain = ?1 AND fp >= ?2 AND "
+			"fp <= ?3 AND NOT (?4 AND fp = ?2) ORDER BY fp LIMIT ?5",
+			V_INT(req->domain), V_FP(&from), V_FP(&to), V_INT(req->after.len != 0),
+			V_INT(limit + 1));
+	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
+		r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
+		reply->more = reply->fingerprints.len == limit * FP_SIZE;
+		if (reply->more)
+			break;
+		add(reply, &fp);
+	}
+	return r;
+}
+
+int gc_select(struct meta_call *c)
+{
+	const Vmdedup__GcSelect *req = c->req->gc_select;
+	const ProtobufCBinaryData *fps = &req->fingerprints;
+	Vmdedup__GcListReply *reply;
+	int64_t condemned;
+	size_t i;
+	int r;
+
+	r = check_shard(c, req->shard, fps) ?:
+	    list_reply(c, req->shard, fps->len / FP_SIZE, &reply);
+	for (i = 0; !r && i < fps->len; i += FP_SIZE) {
+		r = store_int(call_store(c), &c->err, &condemned,
+			      "SELECT condemned FROM blocks WHERE domain = ?1 AND fp = ?2",
+			      V_INT(req->domain), V_BLOB(fps->data + i, FP_SIZE));
+		if (r < 0)
+			return r;
+		if (!r || condemned)
+			add(reply, fps->data + i);
+		r = 0;
+	}
+	return r;
+}
+
+int gc_forget(struct meta_call *c)
+{
+	const Vmdedup__GcForget *req = c->req->gc_forget;
+	const ProtobufCBinaryData *fps = &req->fingerprints;
+	struct val *vals = call_alloc(c, (fps->len / FP_SIZE + 1) * 2 * sizeof(*vals));
+	size_t i, n;
+	int r;
+
+	if (!vals)
+		return call_nomem(c);
+	r = check_shard(c, req->shard, fps);
+	if (r)
+		return r;
+	for (i = 0, n = fps->len / FP_SIZE; i < n; i++) {
+		vals[2 * i] = V_INT(req->domain);
+		vals[2 * i + 1] = V_BLOB(fps->data + i * FP_SIZE, FP_SIZE);
+	}
+	return store_exec_many(call_store(c), &c->err,
+			       "DELETE FROM blocks WHERE domain = ?1 AND fp = ?2 AND condemned > 0",
+			       vals, 2, n, NULL, 0);
+}
