@@ -115,7 +115,7 @@ static void get_queue(struct cluster *c, struct get_item *it)
 	it->tried = 0;
 	it->silent = false;
 	TAILQ_INSERT_TAIL(&c->homeless, it, link);
-	map_want(c);
+	cluster_map_want(c);
 }
 
 /* ---- answers ---- */
@@ -198,7 +198,7 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 		for (size_t i = 0; i < b->count; i++)
 			b->items[i]->tried = 0;
 		if (reply->header->body_case == VMDEDUP__REPLY__BODY_MAP)
-			map_apply(c, reply->header->map);
+			cluster_map_apply(c, reply->header->map);
 		batch_retry(b, false);
 		goto free_batch;
 	}
@@ -245,7 +245,7 @@ static void batch_send(struct cluster *c, struct server *s, size_t max)
 	uint8_t fps[PROTO_MAX_BLOCKS * FP_SIZE];
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__Get get = VMDEDUP__GET__INIT;
-	struct net_client *client = server_client(c, s);
+	struct net_client *client = cluster_server_client(c, s);
 	struct get_batch *b = calloc(1, sizeof(*b));
 	struct get_item *it;
 	int r = -ENOTCONN;
@@ -273,7 +273,7 @@ static void batch_send(struct cluster *c, struct server *s, size_t max)
 		batch_answered(b, r, NULL);
 }
 
-void gets_flush(struct cluster *c)
+void cluster_gets_flush(struct cluster *c)
 {
 	size_t max = MIN(BATCH_BYTES >> c->params.block_shift, (size_t)PROTO_MAX_BLOCKS);
 
@@ -287,7 +287,7 @@ void gets_flush(struct cluster *c)
 	}
 }
 
-void gets_requeue(struct cluster *c)
+void cluster_gets_requeue(struct cluster *c)
 {
 	struct get_list all = TAILQ_HEAD_INITIALIZER(all);
 	struct get_item *it;
@@ -309,7 +309,7 @@ void gets_requeue(struct cluster *c)
 	}
 }
 
-void gets_cancel(struct cluster *c)
+void cluster_gets_cancel(struct cluster *c)
 {
 	struct get_item *it;
 
@@ -346,7 +346,7 @@ int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
 		get_queue(c, it);
 	} else {
 		TAILQ_INSERT_TAIL(&c->homeless, it, link);
-		map_want(c);
+		cluster_map_want(c);
 	}
 	return 0;
 }

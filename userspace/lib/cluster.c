@@ -5,11 +5,6 @@
 #include <string.h>
 #include "lib/internal.h"
 
-uint64_t now_ms(void)
-{
-	return clock_mono_ns() / NS_PER_MS;
-}
-
 /* ---- the meta server ---- */
 
 static struct net_client *meta_client(struct cluster *c, struct error *err)
@@ -27,7 +22,7 @@ static void meta_next(struct cluster *c)
 	c->meta_now = (c->meta_now + 1) % c->nr_metas;
 }
 
-int meta_submit(struct cluster *c, Vmdedup__Request *req, int timeout_ms, net_done_fn done,
+int cluster_meta_submit(struct cluster *c, Vmdedup__Request *req, int timeout_ms, net_done_fn done,
 		void *arg)
 {
 	struct net_client *client = meta_client(c, NULL);
@@ -85,13 +80,9 @@ int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_fram
 		memset(reply, 0, sizeof(*reply));
 		if (!client)
 			return err ? err->code : -ENOTCONN;
-		if (!left)
-			return meta_silent(c, -ETIMEDOUT, err);
-		r = net_call(client, req, frames, nr_frames, left, reply, err);
-		if (r != -ETIMEDOUT || reply->header)
+		r = net_call(client, req, frames, nr_frames, MAX(left, 1), reply, err);
+		if (r != -ETIMEDOUT || reply->header || !remaining_ms(deadline, 1))
 			return r;
-		if (!remaining_ms(deadline, 1))
-			return meta_silent(c, r, err);
 		meta_next(c);
 	}
 }
@@ -153,7 +144,7 @@ static void mutation_attempt(struct cluster *c)
 }
 
 /* Not inline: a synchronous mutation lies on its caller's stack, which waits until it is done. */
-__attribute__((noinline)) void mutation_submit(struct cluster *c, struct mutation *m)
+__attribute__((noinline)) void cluster_mutation_submit(struct cluster *c, struct mutation *m)
 {
 	bool first = TAILQ_EMPTY(&c->mutations);
 
@@ -163,7 +154,7 @@ __attribute__((noinline)) void mutation_submit(struct cluster *c, struct mutatio
 		mutation_attempt(c);
 }
 
-int session_open(struct cluster *c, int timeout_ms, struct error *err)
+int cluster_session_open(struct cluster *c, int timeout_ms, struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__SessionOpen open = VMDEDUP__SESSION_OPEN__INIT;
@@ -216,7 +207,7 @@ int cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct net_fr
 	int r;
 
 	memset(reply, 0, sizeof(*reply));
-	r = session_open(c, timeout_ms, err);
+	r = cluster_session_open(c, timeout_ms, err);
 	if (r)
 		return r;
 	s.m.req = req;
@@ -225,7 +216,7 @@ int cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct net_fr
 	s.m.deadline_ns = deadline_after(timeout_ms);
 	s.m.done = sync_done;
 	s.m.arg = &s;
-	mutation_submit(c, &s.m);
+	cluster_mutation_submit(c, &s.m);
 	while (!s.done)
 		metas_run(c, 1000);
 	req->mutation = NULL;
@@ -260,7 +251,7 @@ static int metas_parse(struct cluster *c, const struct config *config, const cha
 	if (!tcp || !config || !config->curve_servers)
 		return 0;
 	c->has_meta_key = true;
-	return server_key_load(config->curve_servers, c->meta_key, err);
+	return cluster_server_key_load(config->curve_servers, c->meta_key, err);
 }
 
 static int params_take(struct cluster *c, const Vmdedup__ClusterInfoReply *info, struct error *err)
@@ -334,7 +325,7 @@ struct cluster *cluster_open(struct net_ctx *net, const struct config *config, c
 	if (!r)
 		r = params_fetch(c, timeout_ms, err);
 	if (!r)
-		r = map_fetch(c, timeout_ms, err);
+		r = cluster_map_fetch(c, timeout_ms, err);
 	if (r) {
 		cluster_close(c);
 		return NULL;
@@ -362,8 +353,8 @@ void cluster_close(struct cluster *c)
 		net_client_free(client);
 		free(c->metas[i].endpoint);
 	}
-	gets_cancel(c);
-	map_free(c);
+	cluster_gets_cancel(c);
+	cluster_map_free(c);
 	fp_hasher_free(c->hasher);
 	ZSTD_freeDCtx(c->dctx);
 	free(c->raw);
@@ -437,9 +428,9 @@ int cluster_next_timeout_ms(struct cluster *c)
 
 static void flush(struct cluster *c)
 {
-	map_flush(c);
-	gets_flush(c);
-	pushes_flush(c);
+	cluster_map_flush(c);
+	cluster_gets_flush(c);
+	cluster_pushes_flush(c);
 }
 
 static void run_clients(struct cluster *c)

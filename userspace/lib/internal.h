@@ -109,29 +109,28 @@ struct cluster {
 };
 
 /* cluster.c */
-int meta_submit(struct cluster *c, Vmdedup__Request *req, int timeout_ms, net_done_fn done,
+int cluster_meta_submit(struct cluster *c, Vmdedup__Request *req, int timeout_ms, net_done_fn done,
 		void *arg);
-int session_open(struct cluster *c, int timeout_ms, struct error *err);
-void mutation_submit(struct cluster *c, struct mutation *m);
-uint64_t now_ms(void);
+int cluster_session_open(struct cluster *c, int timeout_ms, struct error *err);
+void cluster_mutation_submit(struct cluster *c, struct mutation *m);
 
 /* map.c */
 /* Takes a map if it is newer; queued gets and pushes then go to its servers. */
-void map_apply(struct cluster *c, const Vmdedup__MapReply *m);
-int map_fetch(struct cluster *c, int timeout_ms, struct error *err);
+void cluster_map_apply(struct cluster *c, const Vmdedup__MapReply *m);
+int cluster_map_fetch(struct cluster *c, int timeout_ms, struct error *err);
 /* Ask for a newer map, not now but soon. */
-void map_want(struct cluster *c);
-void map_flush(struct cluster *c);
-struct net_client *server_client(struct cluster *c, struct server *s);
-void map_free(struct cluster *c);
+void cluster_map_want(struct cluster *c);
+void cluster_map_flush(struct cluster *c);
+struct net_client *cluster_server_client(struct cluster *c, struct server *s);
+void cluster_map_free(struct cluster *c);
 
 /* blocks.c */
-void gets_flush(struct cluster *c);
-void gets_requeue(struct cluster *c);
-void gets_cancel(struct cluster *c);
+void cluster_gets_flush(struct cluster *c);
+void cluster_gets_requeue(struct cluster *c);
+void cluster_gets_cancel(struct cluster *c);
 
 /* push.c */
-void pushes_flush(struct cluster *c);
-void pushes_requeue(struct cluster *c);
+void cluster_pushes_flush(struct cluster *c);
+void cluster_pushes_requeue(struct cluster *c);
 
 #endif

@@ -3,7 +3,7 @@
 #include <czmq.h>
 #include "lib/key.h"
 
-int server_key_load(const char *file, uint8_t key[32], struct error *err)
+int cluster_server_key_load(const char *file, uint8_t key[32], struct error *err)
 {
 	zcert_t *cert = zcert_load(file);
 

@@ -6,6 +6,6 @@
 #include "base/error.h"
 
 /* The public key in a certificate file (zcert). -ENOENT. */
-int server_key_load(const char *file, uint8_t key[32], struct error *err);
+int cluster_server_key_load(const char *file, uint8_t key[32], struct error *err);
 
 #endif

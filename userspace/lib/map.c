@@ -58,7 +58,7 @@ static struct server *server_known(struct cluster *c, const Vmdedup__Server *s)
 	return NULL;
 }
 
-void map_apply(struct cluster *c, const Vmdedup__MapReply *m)
+void cluster_map_apply(struct cluster *c, const Vmdedup__MapReply *m)
 {
 	if (!m || m->version <= c->map_version)
 		return;
@@ -82,11 +82,11 @@ void map_apply(struct cluster *c, const Vmdedup__MapReply *m)
 	for (size_t i = 0; i < m->n_shard_servers; i++)
 		c->map[i] = server_by_id(c, m->shard_servers[i]);
 	c->map_wanted = false;
-	gets_requeue(c);
-	pushes_requeue(c);
+	cluster_gets_requeue(c);
+	cluster_pushes_requeue(c);
 }
 
-int map_fetch(struct cluster *c, int timeout_ms, struct error *err)
+int cluster_map_fetch(struct cluster *c, int timeout_ms, struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__MapGet get = VMDEDUP__MAP_GET__INIT;
@@ -97,12 +97,12 @@ int map_fetch(struct cluster *c, int timeout_ms, struct error *err)
 	req.map_get = &get;
 	r = cluster_call(c, &req, NULL, 0, timeout_ms, &reply, err);
 	if (!r && reply.header->body_case == VMDEDUP__REPLY__BODY_MAP)
-		map_apply(c, reply.header->map);
+		cluster_map_apply(c, reply.header->map);
 	net_reply_free(&reply);
 	return r;
 }
 
-void map_want(struct cluster *c)
+void cluster_map_want(struct cluster *c)
 {
 	if (c->map_wanted)
 		return;
@@ -118,17 +118,17 @@ static void map_answered(void *arg, int r, struct net_reply *reply)
 	c->map_asked = false;
 	c->map_wanted = false;
 	if (!r && reply->header->body_case == VMDEDUP__REPLY__BODY_MAP)
-		map_apply(c, reply->header->map);
+		cluster_map_apply(c, reply->header->map);
 	if (reply)
 		net_reply_free(reply);
 	if (c->closing)
 		return;
 	/* Even when the map is the old one: what waited for it tries again, or asks again. */
-	gets_requeue(c);
-	pushes_requeue(c);
+	cluster_gets_requeue(c);
+	cluster_pushes_requeue(c);
 }
 
-void map_flush(struct cluster *c)
+void cluster_map_flush(struct cluster *c)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__MapGet get = VMDEDUP__MAP_GET__INIT;
@@ -138,13 +138,13 @@ void map_flush(struct cluster *c)
 	get.have_version = c->map_version;
 	req.body_case = VMDEDUP__REQUEST__BODY_MAP_GET;
 	req.map_get = &get;
-	if (meta_submit(c, &req, META_ATTEMPT_MS, map_answered, c))
+	if (cluster_meta_submit(c, &req, META_ATTEMPT_MS, map_answered, c))
 		c->map_due_ns = clock_mono_ns() + MAP_RETRY_MS * NS_PER_MS;
 	else
 		c->map_asked = true;
 }
 
-struct net_client *server_client(struct cluster *c, struct server *s)
+struct net_client *cluster_server_client(struct cluster *c, struct server *s)
 {
 	if (!s->client) {
 		struct error err = { 0 };
@@ -157,7 +157,7 @@ struct net_client *server_client(struct cluster *c, struct server *s)
 	return s->client;
 }
 
-void map_free(struct cluster *c)
+void cluster_map_free(struct cluster *c)
 {
 	for (size_t i = 0; i < c->nr_servers; i++) {
 		net_client_free(c->servers[i]->client);
@@ -186,11 +186,11 @@ int cluster_data_stat(struct cluster *c, int timeout_ms,
 	r = cluster_call(c, &ask, NULL, 0, timeout_ms, &map, err);
 	if (r || map.header->body_case != VMDEDUP__REPLY__BODY_MAP)
 		goto free_map;
-	map_apply(c, map.header->map);
+	cluster_map_apply(c, map.header->map);
 	for (size_t i = 0; i < map.header->map->n_servers; i++) {
 		const Vmdedup__Server *server = map.header->map->servers[i];
 		struct server *s = server_known(c, server);
-		struct net_client *client = s ? server_client(c, s) : NULL;
+		struct net_client *client = s ? cluster_server_client(c, s) : NULL;
 		struct net_reply reply = { 0 };
 		int sr = -ENOTCONN;
 

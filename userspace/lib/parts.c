@@ -33,14 +33,14 @@ static size_t receipt_bytes(const Vmdedup__Receipt *r)
 	return vmdedup__receipt__get_packed_size(r) + 8;
 }
 
-void parts_hold(struct cluster_push *p, struct net_reply *reply, Vmdedup__Receipt **receipts,
+void cluster_parts_hold(struct cluster_push *p, struct net_reply *reply, Vmdedup__Receipt **receipts,
 		size_t count)
 {
 	struct held_reply *h = count && !p->err.code ? calloc(1, sizeof(*h)) : NULL;
 
 	if (!h) {
 		if (count && !p->err.code)
-			push_fail(p, -ENOMEM, "out of memory");
+			cluster_push_fail(p, -ENOMEM, "out of memory");
 		net_reply_free(reply);
 		return;
 	}
@@ -213,13 +213,13 @@ static int redo(struct cluster_push *p, const Vmdedup__PushPartReply *todo)
 {
 	if (!todo || (!todo->redo_blocks.len && !todo->missing_nodes.len) ||
 	    p->redos++ >= PUSH_REDO_ROUNDS)
-		return push_fail(p, -EAGAIN, "the meta server keeps refusing the receipts of this "
+		return cluster_push_fail(p, -EAGAIN, "the meta server keeps refusing the receipts of this "
 				 "push: start it again");
 	if (todo->missing_nodes.len)
-		return push_fail(p, -EAGAIN, "%zu recipe nodes that this push names are unknown to "
+		return cluster_push_fail(p, -EAGAIN, "%zu recipe nodes that this push names are unknown to "
 				 "the meta server: start it again",
 				 todo->missing_nodes.len / FP_SIZE);
-	return push_redo(p, &todo->redo_blocks);
+	return cluster_push_redo(p, &todo->redo_blocks);
 }
 
 static const Vmdedup__PushPartReply *part_reply(const struct net_reply *reply)
@@ -236,7 +236,7 @@ static void part_answered(void *arg, int r, struct net_reply *reply)
 
 	p->part = NULL;
 	if (r) {
-		push_fail(p, r, "the meta server did not answer a part of the push: %s",
+		cluster_push_fail(p, r, "the meta server did not answer a part of the push: %s",
 			  strerror(-r));
 	} else if (!error) {
 		p->stats.nodes += part->nr_nodes;
@@ -246,14 +246,14 @@ static void part_answered(void *arg, int r, struct net_reply *reply)
 		if (!redo(p, part_reply(reply)))
 			nodes_again(part);
 	} else {
-		push_fail(p, -error, "%s", reply->header->error_text);
+		cluster_push_fail(p, -error, "%s", reply->header->error_text);
 	}
 	if (reply)
 		net_reply_free(reply);
 	nodes_free(&part->nodes);
 	free(part->receipts);
 	free(part);
-	push_put_ref(p);
+	cluster_push_put_ref(p);
 }
 
 static void part_send(struct cluster_push *p)
@@ -261,7 +261,7 @@ static void part_send(struct cluster_push *p)
 	struct push_part *part = calloc(1, sizeof(*part));
 
 	if (!part) {
-		push_fail(p, -ENOMEM, "out of memory");
+		cluster_push_fail(p, -ENOMEM, "out of memory");
 		return;
 	}
 	part->p = p;
@@ -283,10 +283,10 @@ static void part_send(struct cluster_push *p)
 	part->m.arg = part;
 	p->part = part;
 	p->refs++;
-	mutation_submit(p->c, &part->m);
+	cluster_mutation_submit(p->c, &part->m);
 }
 
-void parts_flush(struct cluster_push *p)
+void cluster_parts_flush(struct cluster_push *p)
 {
 	bool due;
 
@@ -301,19 +301,19 @@ void parts_flush(struct cluster_push *p)
 		part_send(p);
 }
 
-bool parts_done(const struct cluster_push *p)
+bool cluster_parts_done(const struct cluster_push *p)
 {
 	return !p->part && TAILQ_EMPTY(&p->blocks) && TAILQ_EMPTY(&p->nodes) &&
 	       TAILQ_EMPTY(&p->held);
 }
 
-void parts_give_up(struct cluster_push *p)
+void cluster_parts_give_up(struct cluster_push *p)
 {
 	if (p->part)
 		p->part->m.deadline_ns = clock_mono_ns();
 }
 
-void parts_free(struct cluster_push *p)
+void cluster_parts_free(struct cluster_push *p)
 {
 	struct held_reply *h;
 
@@ -327,7 +327,7 @@ void parts_free(struct cluster_push *p)
 static int drain(struct cluster_push *p, struct error *err)
 {
 	p->flushing = true;
-	while (!p->err.code && !parts_done(p)) {
+	while (!p->err.code && !cluster_parts_done(p)) {
 		int r;
 
 		if (p->nr_owed)

@@ -190,7 +190,7 @@ static void blocks_drop(struct cluster_push *p)
 	}
 }
 
-int push_fail(struct cluster_push *p, int code, const char *fmt, ...)
+int cluster_push_fail(struct cluster_push *p, int code, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -267,12 +267,12 @@ static void block_queue_up(struct cluster_push *p, struct push_block *b)
 			struct fp fp = b->fp;
 
 			block_end(p, b, -EHOSTUNREACH);
-			push_fail(p, -EHOSTUNREACH, "no data server holds the shard of block %s: "
+			cluster_push_fail(p, -EHOSTUNREACH, "no data server holds the shard of block %s: "
 				  "start a data server", fp_to_hex(&fp, hex));
 			return;
 		}
 		TAILQ_INSERT_TAIL(&p->homeless, b, queue);
-		map_want(p->c);
+		cluster_map_want(p->c);
 		return;
 	}
 	ps = &p->servers[s->index];
@@ -304,7 +304,7 @@ static void push_requeue(struct cluster_push *p)
 		blocks_drop(p);
 }
 
-void pushes_requeue(struct cluster *c)
+void cluster_pushes_requeue(struct cluster *c)
 {
 	struct cluster_push *p;
 
@@ -325,7 +325,7 @@ static void batch_again(struct push_batch *b, bool silent)
 		uint64_t heard = MAX(b->s->last_answer_ns, blk->since_ns);
 
 		if (silent && !p->err.code && now - heard > SERVER_DEAD_MS * NS_PER_MS)
-			push_fail(p, -ETIMEDOUT, "data server %s has not answered for %d seconds: "
+			cluster_push_fail(p, -ETIMEDOUT, "data server %s has not answered for %d seconds: "
 				  "check that it runs", b->s->endpoint, SERVER_DEAD_MS / 1000);
 		if (p->err.code) {
 			block_end(p, blk, p->err.code);
@@ -334,7 +334,7 @@ static void batch_again(struct push_batch *b, bool silent)
 		blk->state = b->put ? BLOCK_PUT : BLOCK_TOUCH;
 		if (silent) {
 			TAILQ_INSERT_TAIL(&p->homeless, blk, queue);
-			map_want(p->c);
+			cluster_map_want(p->c);
 		} else {
 			block_queue_up(p, blk);
 		}
@@ -344,7 +344,7 @@ static void batch_again(struct push_batch *b, bool silent)
 
 static void server_full(struct cluster_push *p, const struct server *s)
 {
-	push_fail(p, -ENOSPC, "data server %s is full: free space on its disk or add a data server, "
+	cluster_push_fail(p, -ENOSPC, "data server %s is full: free space on its disk or add a data server, "
 		  "then try again; nothing that was there is lost", s->endpoint);
 }
 
@@ -357,14 +357,14 @@ static void block_refused(struct cluster_push *p, struct push_batch *b, struct p
 	if (error == EAGAIN || error == EBUSY) {
 		blk->state = BLOCK_PUT;
 		TAILQ_INSERT_TAIL(&p->homeless, blk, queue);
-		map_want(p->c);
+		cluster_map_want(p->c);
 		return;
 	}
 	block_end(p, blk, -error);
 	if (error == ENOSPC)
 		server_full(p, b->s);
 	else
-		push_fail(p, -error, "data server %s refused block %s: %s", b->s->endpoint,
+		cluster_push_fail(p, -error, "data server %s refused block %s: %s", b->s->endpoint,
 			  fp_to_hex(&fp, hex), strerror(error));
 }
 
@@ -374,7 +374,7 @@ static void put_answered(struct push_batch *b, struct net_reply *reply)
 	struct cluster_push *p = b->p;
 
 	if (put->n_errors != b->count) {
-		push_fail(p, -EPROTO, "data server %s answered %zu of %zu blocks", b->s->endpoint,
+		cluster_push_fail(p, -EPROTO, "data server %s answered %zu of %zu blocks", b->s->endpoint,
 			  put->n_errors, b->count);
 		batch_again(b, false);
 		return;
@@ -393,7 +393,7 @@ static void put_answered(struct push_batch *b, struct net_reply *reply)
 			block_end(p, blk, 0);
 		}
 	}
-	parts_hold(p, reply, put->receipts, put->n_receipts);
+	cluster_parts_hold(p, reply, put->receipts, put->n_receipts);
 }
 
 static void block_missing(struct cluster_push *p, struct push_block *b)
@@ -403,7 +403,7 @@ static void block_missing(struct cluster_push *p, struct push_block *b)
 		block_queue_up(p, b);
 	} else if (b->redo) {
 		block_end(p, b, -EAGAIN);
-		push_fail(p, -EAGAIN, "blocks of this push went missing from the data servers before "
+		cluster_push_fail(p, -EAGAIN, "blocks of this push went missing from the data servers before "
 			  "its commit: start it again");
 	} else {
 		b->state = BLOCK_OWED;
@@ -436,7 +436,7 @@ static void touch_answered(struct push_batch *b, struct net_reply *reply)
 		else
 			block_end(p, blk, 0);
 	}
-	parts_hold(p, reply, touch->receipts, touch->n_receipts);
+	cluster_parts_hold(p, reply, touch->receipts, touch->n_receipts);
 }
 
 static void batch_answered(void *arg, int r, struct net_reply *reply)
@@ -451,21 +451,21 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 	if (!r)
 		b->s->last_answer_ns = clock_mono_ns();
 	if (p->freed && !p->err.code)
-		push_fail(p, -ECANCELED, "the push was given up");
+		cluster_push_fail(p, -ECANCELED, "the push was given up");
 	if (p->c->closing && !p->err.code)
-		push_fail(p, -ECANCELED, "the cluster was closed");
+		cluster_push_fail(p, -ECANCELED, "the cluster was closed");
 	if (r || error == EAGAIN || error == EBUSY) {
 		batch_again(b, true);
 	} else if (error == ESTALE) {
 		if (reply->header->body_case == VMDEDUP__REPLY__BODY_MAP)
-			map_apply(p->c, reply->header->map);
+			cluster_map_apply(p->c, reply->header->map);
 		/* If ours is the newer map, the server will have it in a moment. */
 		batch_again(b, true);
 	} else if (error == ENOSPC) {
 		server_full(p, b->s);
 		batch_again(b, false);
 	} else if (error) {
-		push_fail(p, -error, "data server %s: %s", b->s->endpoint,
+		cluster_push_fail(p, -error, "data server %s: %s", b->s->endpoint,
 			  reply->header->error_text);
 		batch_again(b, false);
 	} else if (b->put && reply->header->body_case == VMDEDUP__REPLY__BODY_PUT) {
@@ -475,14 +475,14 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 		touch_answered(b, reply);
 		reply = NULL;
 	} else {
-		push_fail(p, -EPROTO, "data server %s gave an answer to another question",
+		cluster_push_fail(p, -EPROTO, "data server %s gave an answer to another question",
 			  b->s->endpoint);
 		batch_again(b, false);
 	}
 	if (reply)
 		net_reply_free(reply);
 	free(b);
-	push_put_ref(p);
+	cluster_push_put_ref(p);
 }
 
 /* ---- sending ---- */
@@ -524,7 +524,7 @@ static void touch_send(struct cluster_push *p, struct server *s)
 	Vmdedup__Touch touch = VMDEDUP__TOUCH__INIT;
 	uint8_t fps[TOUCH_BATCH * FP_SIZE];
 	struct push_batch *b = batch_take(p, s, false, TOUCH_BATCH);
-	struct net_client *client = server_client(p->c, s);
+	struct net_client *client = cluster_server_client(p->c, s);
 	int r = -ENOTCONN;
 
 	if (!b)
@@ -550,7 +550,7 @@ static void put_send(struct cluster_push *p, struct server *s)
 	Vmdedup__BlockHead heads[PROTO_MAX_BLOCKS], *ptrs[PROTO_MAX_BLOCKS];
 	struct net_frame frames[PROTO_MAX_BLOCKS];
 	struct push_batch *b = batch_take(p, s, true, PROTO_MAX_BLOCKS);
-	struct net_client *client = server_client(p->c, s);
+	struct net_client *client = cluster_server_client(p->c, s);
 	int r = -ENOTCONN;
 
 	if (!b)
@@ -601,10 +601,10 @@ static void push_flush(struct cluster_push *p)
 		       (!ps->puts || ps->put_bytes >= PUT_ENOUGH))
 			put_send(p, s);
 	}
-	parts_flush(p);
+	cluster_parts_flush(p);
 }
 
-void pushes_flush(struct cluster *c)
+void cluster_pushes_flush(struct cluster *c)
 {
 	struct cluster_push *p;
 
@@ -764,7 +764,7 @@ int cluster_push_block(struct cluster_push *p, const struct fp *fp, const void *
 	return offer_with(p, fp, len, copy, n, err);
 }
 
-int push_redo(struct cluster_push *p, const ProtobufCBinaryData *fps)
+int cluster_push_redo(struct cluster_push *p, const ProtobufCBinaryData *fps)
 {
 	for (size_t i = 0; i + FP_SIZE <= fps->len; i += FP_SIZE) {
 		struct fp fp;
@@ -775,7 +775,7 @@ int push_redo(struct cluster_push *p, const ProtobufCBinaryData *fps)
 			continue;
 		b = block_new(p, &fp);
 		if (!b)
-			return push_fail(p, -ENOMEM, "out of memory");
+			return cluster_push_fail(p, -ENOMEM, "out of memory");
 		b->redo = true;
 		b->state = BLOCK_TOUCH;
 		block_queue_up(p, b);
@@ -818,11 +818,11 @@ static struct cluster_push *push_new(struct cluster *c)
 	return p;
 }
 
-void push_put_ref(struct cluster_push *p)
+void cluster_push_put_ref(struct cluster_push *p)
 {
 	if (--p->refs)
 		return;
-	parts_free(p);
+	cluster_parts_free(p);
 	ZSTD_freeCCtx(p->cctx);
 	free(p->servers);
 	free(p->set);
@@ -881,12 +881,12 @@ void cluster_push_free(struct cluster_push *p)
 	if (!p)
 		return;
 	if (!p->err.code)
-		push_fail(p, -ECANCELED, "the push was given up");
+		cluster_push_fail(p, -ECANCELED, "the push was given up");
 	p->freed = true;
 	TAILQ_REMOVE(&p->c->pushes, p, link);
 	blocks_drop(p);
-	parts_give_up(p);
+	cluster_parts_give_up(p);
 	if (!p->committed)
 		push_abort(p);
-	push_put_ref(p);
+	cluster_push_put_ref(p);
 }

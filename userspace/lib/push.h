@@ -106,20 +106,20 @@ struct cluster_push {
 };
 
 /* push.c */
-int push_fail(struct cluster_push *p, int code, const char *fmt, ...)
+int cluster_push_fail(struct cluster_push *p, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
-void push_put_ref(struct cluster_push *p);
+void cluster_push_put_ref(struct cluster_push *p);
 /* TOUCH these again; their content is not at hand. */
-int push_redo(struct cluster_push *p, const ProtobufCBinaryData *fps);
+int cluster_push_redo(struct cluster_push *p, const ProtobufCBinaryData *fps);
 
 /* parts.c */
 /* Keeps the reply's receipts; takes over the reply. */
-void parts_hold(struct cluster_push *p, struct net_reply *reply, Vmdedup__Receipt **receipts,
+void cluster_parts_hold(struct cluster_push *p, struct net_reply *reply, Vmdedup__Receipt **receipts,
 		size_t count);
-void parts_flush(struct cluster_push *p);
-bool parts_done(const struct cluster_push *p);
+void cluster_parts_flush(struct cluster_push *p);
+bool cluster_parts_done(const struct cluster_push *p);
 /* A part on its way is not waited for much longer. */
-void parts_give_up(struct cluster_push *p);
-void parts_free(struct cluster_push *p);
+void cluster_parts_give_up(struct cluster_push *p);
+void cluster_parts_free(struct cluster_push *p);
 
 #endif
