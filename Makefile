@@ -27,7 +27,7 @@ LDLIBS   := $(shell $(PKG_CONFIG) --libs $(PKGS)) -llmdb -linih -lpthread -lm
 
 # A library for each folder of userspace/, in the order in which they may know one another:
 # each may include only what stands to its right.
-LAYERS := agent meta data lib cache blockio net proto base
+LAYERS := cli agent meta data lib cache blockio net proto base
 BINS   := vmdedup vmdedup-agent vmdedup-meta vmdedup-data
 
 lib_srcs = $(filter-out %/main.c,$(wildcard userspace/$1/*.c))
@@ -72,7 +72,7 @@ $(eval $(call layer_rule,proto,$(O)/obj/gen/proto/vmdedup.pb-c.o))
 $(eval $(call layer_rule,meta,$(O)/obj/gen/meta/schema.o))
 $(eval $(call layer_rule,cache,$(call objs,$(KERNEL_SHARED))))
 
-main_of = $(if $(filter vmdedup,$1),$(wildcard userspace/cli/*.c),userspace/$(patsubst vmdedup-%,%,$1)/main.c)
+main_of = userspace/$(if $(filter vmdedup,$1),cli,$(patsubst vmdedup-%,%,$1))/main.c
 define bin_rule
 $(O)/bin/$1: $(call objs,$(call main_of,$1)) $(LIBS)
 	@mkdir -p $$(@D)

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* This host's agent, over its control socket. */
+#ifndef VMDEDUP_CLI_AGENT_H
+#define VMDEDUP_CLI_AGENT_H
+
+#include "cli/cli.h"
+#include "net/net.h"
+
+struct agent_link {
+	struct net_ctx *net;
+	struct net_client *client;
+	char *endpoint;
+};
+
+/* -ENOTCONN: no agent runs here. */
+int agent_open(struct agent_link *a, const struct config *conf, struct error *err);
+void agent_close(struct agent_link *a);
+/* @timeout_ms -1: as long as it takes. Checks that the answer has @body. Result as net_call(). */
+int agent_call(struct agent_link *a, Vmdedup__Request *req, Vmdedup__Reply__BodyCase body,
+	       int timeout_ms, struct net_reply *reply, struct error *err);
+
+#define AGENT_TIMEOUT_MS 10000
+
+#endif

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* vmdedup cluster: init, info, gc, check. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/cleanup.h"
+#include "cli/connect.h"
+#include "cli/stores.h"
+#include "cli/ui.h"
+#include "meta/server.h"
+#include "proto/limits.h"
+
+/* ---- init ---- */
+
+static int block_shift_of(uint64_t size, unsigned int *shift, struct error *err)
+{
+	for (unsigned int s = BLOCK_SHIFT_MIN; s <= BLOCK_SHIFT_MAX; s++) {
+		if (size != 1ULL << s)
+			continue;
+		*shift = s;
+		return 0;
+	}
+	return error_set(err, -EINVAL, "a block size must be a power of two from 4K to 1M");
+}
+
+static int folder_make(const char *path, struct error *err)
+{
+	CLEANUP_FREE char *copy = strdup(path);
+
+	if (!copy)
+		return error_set(err, -ENOMEM, "out of memory");
+	for (char *p = copy + 1;; p++) {
+		char end = *p;
+
+		if (end && end != '/')
+			continue;
+		*p = '\0';
+		if (mkdir(copy, 0700) && errno != EEXIST)
+			return error_set(err, -errno, "cannot make the folder %s: %s", copy,
+					 strerror(errno));
+		*p = end;
+		if (!end)
+			return 0;
+	}
+}
+
+static int init_parse(struct meta_init *init, uint64_t block_size, const char *fingerprint,
+		      uint64_t replicas, uint64_t min_copies, struct error *err)
+{
+	if (fp_algorithm_from_name(fingerprint, &init->algorithm))
+		return error_set(err, -EINVAL, "--fingerprint: \"%s\" is none of sha256, sha1, md5",
+				 fingerprint);
+	if (replicas < 1 || replicas > 4)
+		return error_set(err, -EINVAL, "--replicas: from 1 to 4");
+	if (min_copies < 1 || min_copies > replicas)
+		return error_set(err, -EINVAL, "--min-copies: from 1 to the number of replicas");
+	if (!*init->name || strlen(init->name) > 63)
+		return error_set(err, -EINVAL, "--name: 1 to 63 bytes");
+	init->replicas = replicas;
+	init->min_copies = min_copies;
+	return block_shift_of(block_size, &init->block_shift, err);
+}
+
+static void init_warn(const struct meta_init *init)
+{
+	if (init->algorithm == FP_SHA256)
+		return;
+	fprintf(stderr, "vmdedup: warning: collisions of %s can be made on purpose: whoever may "
+		"write to one image could change another's content. Only for a fleet in which all "
+		"guests are trusted.\n", fp_algorithm_name(init->algorithm));
+}
+
+static int init_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
+{
+	struct meta_init init = { 0 };
+	const char *name = "vmdedup", *fingerprint = "sha256";
+	uint64_t block_size = 1ULL << BLOCK_SHIFT_DEFAULT, replicas = 1, min_copies = 0;
+	const struct opt opts[] = {
+		OPT_TEXT("name", "NAME", &name, "of the cluster, for people (vmdedup)"),
+		OPT_SIZE("block-size", "SIZE", &block_size, "power of two from 4K to 1M (256K)"),
+		OPT_TEXT("fingerprint", "ALG", &fingerprint, "sha256, sha1 or md5 (sha256)"),
+		OPT_NUMBER("replicas", "N", &replicas, "copies of each block, 1 to 4 (1)"),
+		OPT_NUMBER("min-copies", "N", &min_copies,
+			   "copies that a commit needs (more than half of the replicas)"),
+		OPT_END
+	};
+	CLEANUP_FREE char *path = NULL;
+	struct error err = { 0 };
+	char size[32];
+	int code, r;
+
+	if (!cli_options(verb, opts, &argc, &argv, 0, 0, &code))
+		return code;
+	init.name = name;
+	if (init_parse(&init, block_size, fingerprint, replicas,
+		       min_copies ? min_copies : replicas / 2 + 1, &err)) {
+		cli_fail(&err);
+		return EXIT_USAGE;
+	}
+	init_warn(&init);
+	r = folder_make(cli->conf.store, &err);
+	if (!r && asprintf(&path, "%s/meta.sqlite", cli->conf.store) < 0)
+		r = error_set(&err, -ENOMEM, "out of memory");
+	if (!r)
+		r = meta_store_init(path, &init, &err);
+	if (r)
+		return cli_fail(&err);
+	printf("cluster %s created in %s: blocks of %s, %s, %u replica%s\n", name, cli->conf.store,
+	       size_to_text(block_size, size), fp_algorithm_name(init.algorithm), init.replicas,
+	       init.replicas == 1 ? "" : "s");
+	return EXIT_OK;
+}
+
+/* ---- info ---- */
+
+static int info_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
+{
+	bool json = false;
+	const struct opt opts[] = { OPT_FLAG("json", &json, "print JSON"), OPT_END };
+	struct stores stores = { 0 };
+	struct connection cn;
+	struct error err = { 0 };
+	int code, r;
+
+	if (!cli_options(verb, opts, &argc, &argv, 0, 0, &code))
+		return code;
+	r = connect_open(&cn, &cli->conf, &err);
+	if (r)
+		return cli_fail(&err);
+	r = stores_ask(&cn, &stores, &err);
+	if (!r && json)
+		json_show(stores_json(&stores));
+	else if (!r)
+		stores_print(&stores);
+	stores_free(&stores);
+	connect_close(&cn);
+	return r ? cli_fail(&err) : EXIT_OK;
+}
+
+/* ---- gc ---- */
+
+static int gc_step(struct connection *cn, bool now, Vmdedup__GcStepReply *sum, bool *more,
+		   struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__GcStep step = VMDEDUP__GC_STEP__INIT;
+	struct net_reply reply;
+	int r;
+
+	step.budget = 1000;
+	step.now = now;
+	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
+	req.gc_step = &step;
+	r = cluster_mutate(cn->cluster, &req, NULL, 0, CLI_TIMEOUT_MS, &reply, err);
+	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_GC_STEP)
+		r = error_set(err, -EPROTO, "the meta server answered with something else");
+	*more = false;
+	if (!r) {
+		const Vmdedup__GcStepReply *s = reply.header->gc_step;
+
+		sum->dying_nodes = s->dying_nodes;
+		sum->dead_blocks = s->dead_blocks;
+		sum->freed_nodes += s->freed_nodes;
+		sum->deleted_blocks += s->deleted_blocks;
+		*more = s->more;
+	}
+	net_reply_free(&reply);
+	return r;
+}
+
+static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
+{
+	bool json = false, now = false, more = true;
+	const struct opt opts[] = {
+		OPT_FLAG("now", &now, "do not wait for the usual age"),
+		OPT_FLAG("json", &json, "print JSON"),
+		OPT_END
+	};
+	Vmdedup__GcStepReply sum = VMDEDUP__GC_STEP_REPLY__INIT;
+	struct connection cn;
+	struct error err = { 0 };
+	int code, r;
+
+	if (!cli_options(verb, opts, &argc, &argv, 0, 0, &code))
+		return code;
+	r = connect_open(&cn, &cli->conf, &err);
+	if (r)
+		return cli_fail(&err);
+	cli_catch_signals();
+	while (!r && more && !cli_stopped())
+		r = gc_step(&cn, now, &sum, &more, &err);
+	connect_close(&cn);
+	if (r)
+		return cli_fail(&err);
+	if (json)
+		json_show(json_pack("{s:I, s:I, s:I, s:I}",
+				    "freed_nodes", (json_int_t)sum.freed_nodes,
+				    "dying_nodes", (json_int_t)sum.dying_nodes,
+				    "deleted_blocks", (json_int_t)sum.deleted_blocks,
+				    "dead_blocks", (json_int_t)sum.dead_blocks));
+	else
+		printf("%llu recipe nodes freed (%llu waiting), %llu blocks deleted (%llu waiting)\n",
+		       (unsigned long long)sum.freed_nodes, (unsigned long long)sum.dying_nodes,
+		       (unsigned long long)sum.deleted_blocks, (unsigned long long)sum.dead_blocks);
+	return EXIT_OK;
+}
+
+/* ---- check ---- */
+
+struct check {
+	uint64_t nodes, blocks, problems;
+	json_t *list;
+};
+
+static int check_step(struct connection *cn, uint8_t *cursor, size_t *cursor_len, size_t max,
+		      struct check *ck, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__CheckStep step = VMDEDUP__CHECK_STEP__INIT;
+	const Vmdedup__CheckStepReply *s;
+	struct net_reply reply;
+	int r;
+
+	step.cursor.data = cursor;
+	step.cursor.len = *cursor_len;
+	step.budget = 10000;
+	req.body_case = VMDEDUP__REQUEST__BODY_CHECK_STEP;
+	req.check_step = &step;
+	r = cluster_call(cn->cluster, &req, NULL, 0, CLI_TIMEOUT_MS, &reply, err);
+	if (!r && (reply.header->body_case != VMDEDUP__REPLY__BODY_CHECK_STEP ||
+		   reply.header->check_step->cursor.len > max))
+		r = error_set(err, -EPROTO, "the meta server answered with something else");
+	s = r ? NULL : reply.header->check_step;
+	if (s) {
+		ck->nodes += s->nodes;
+		ck->blocks += s->blocks;
+		ck->problems += s->n_problems;
+		for (size_t i = 0; i < s->n_problems; i++) {
+			fprintf(stderr, "vmdedup: check: %s\n", s->problems[i]);
+			json_array_append_new(ck->list, json_string(s->problems[i]));
+		}
+		*cursor_len = s->cursor.len;
+		if (s->cursor.len)
+			memcpy(cursor, s->cursor.data, s->cursor.len);
+	}
+	net_reply_free(&reply);
+	return r;
+}
+
+static int check_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
+{
+	bool json = false;
+	const struct opt opts[] = { OPT_FLAG("json", &json, "print JSON"), OPT_END };
+	struct check ck = { 0 };
+	uint8_t cursor[4096];
+	size_t cursor_len = 0;
+	struct connection cn;
+	struct error err = { 0 };
+	int code, r;
+
+	if (!cli_options(verb, opts, &argc, &argv, 0, 0, &code))
+		return code;
+	r = connect_open(&cn, &cli->conf, &err);
+	if (r)
+		return cli_fail(&err);
+	cli_catch_signals();
+	ck.list = json_array();
+	do {
+		r = check_step(&cn, cursor, &cursor_len, sizeof(cursor), &ck, &err);
+	} while (!r && cursor_len && !cli_stopped());
+	connect_close(&cn);
+	if (r) {
+		json_decref(ck.list);
+		return cli_fail(&err);
+	}
+	if (json) {
+		json_show(json_pack("{s:I, s:I, s:o}", "nodes", (json_int_t)ck.nodes, "blocks",
+				    (json_int_t)ck.blocks, "problems", ck.list));
+	} else {
+		json_decref(ck.list);
+		printf("%llu recipe nodes and %llu blocks checked, %llu problems\n",
+		       (unsigned long long)ck.nodes, (unsigned long long)ck.blocks,
+		       (unsigned long long)ck.problems);
+	}
+	return ck.problems ? EXIT_BAD_CONTENT : EXIT_OK;
+}
+
+const struct verb cluster_verbs[] = {
+	{ "cluster", "init", "", "create a cluster in the configured store",
+	  "Block size and fingerprint are for ever; images of one cluster share blocks.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster init\n"
+	  "  vmdedup cluster init --name lab --block-size 64K --replicas 2\n", init_run },
+	{ "cluster", "info", "", "what the cluster is and holds",
+	  "examples:\n"
+	  "  vmdedup cluster info\n"
+	  "  vmdedup cluster info --json\n", info_run },
+	{ "cluster", "gc", "", "collect what no image names any more",
+	  "examples:\n"
+	  "  vmdedup cluster gc\n", gc_run },
+	{ "cluster", "check", "", "check the meta server's counts against its recipes",
+	  "Exit code 6 when something is wrong.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster check\n", check_run },
+	{ 0 }
+};
