@@ -114,7 +114,7 @@ static int open_channel(struct channel *ch, int *fd, int *dev_fd, struct error *
 static int channel_connect(struct cache *c, struct dm_dedup_hello *hello, struct error *err)
 {
 	struct channel *ch = (struct channel *)c;
-	int fd, dev_fd, r;
+	int fd = -1, dev_fd = -1, r;
 
 	r = open_channel(ch, &fd, &dev_fd, err);
 	if (r)
