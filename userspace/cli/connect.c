@@ -50,7 +50,7 @@ int name_check(const char *name, struct error *err)
 				 strlen(name) > 60 ? "..." : "", wrong) : 0;
 }
 
-int image_get(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
+int connection_image(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
 	      struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;

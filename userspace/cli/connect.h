@@ -24,7 +24,7 @@ void connect_close(struct connection *cn);
 struct cluster *connect_another(struct connection *cn, struct error *err);
 
 /* Requests that several verbs make. The image is freed with image_free(). */
-int image_get(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
+int connection_image(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
 	      struct error *err);
 void image_free(Vmdedup__Image *image);
 int root_of(const Vmdedup__Image *image, struct fp *root, struct error *err);

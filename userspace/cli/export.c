@@ -107,7 +107,7 @@ int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	r = image_get(&cn, argv[0], version, &image, &err);
+	r = connection_image(&cn, argv[0], version, &image, &err);
 	if (!r)
 		r = export(&cn, image, argv[1], force, &err);
 	connect_close(&cn);
@@ -275,7 +275,7 @@ int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 		r = connect_open(&cn, &cli->conf, &err);
 	if (!r) {
 		cli_catch_signals();
-		r = image_get(&cn, v.name, version, &image, &err);
+		r = connection_image(&cn, v.name, version, &image, &err);
 		if (!r)
 			r = verify(&cn, image, &v, &err);
 		connect_close(&cn);

@@ -159,7 +159,7 @@ static int show_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		r = connect_open(&cn, &cli->conf, &err);
 	if (r)
 		return cli_fail(&err);
-	r = image_get(&cn, argv[0], version, &image, &err);
+	r = connection_image(&cn, argv[0], version, &image, &err);
 	connect_close(&cn);
 	if (r)
 		return cli_fail(&err);
