@@ -15,6 +15,7 @@ struct data_options {
 	const char *rack;
 	uint64_t reserve;     /* bytes of the disk that stay free: ENOSPC before */
 	uint64_t capacity;    /* bytes at most, 0: the disk's */
+	uint64_t cache_bytes; /* of hot blocks in memory, 0: 64 MiB */
 };
 
 struct data_server;

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Membership: joining the meta server, for ever, and following its map. The server's thread. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "data/server_priv.h"
+#include "net/net.h"
+
+/* ---- topology ---- */
+
+void topology_put(struct topology *t)
+{
+	if (!t || atomic_fetch_sub(&t->refs, 1) != 1)
+		return;
+	if (t->reply)
+		vmdedup__server_join_reply__free_unpacked(t->reply, NULL);
+	if (t->map)
+		vmdedup__map_reply__free_unpacked(t->map, NULL);
+	free(t);
+}
+
+const Vmdedup__MapReply *topology_map(const struct topology *t)
+{
+	return t->map ? t->map : t->reply->map;
+}
+
+const Vmdedup__Domain *topology_domain(const struct topology *t, uint32_t id)
+{
+	for (size_t i = 0; i < t->reply->n_domains; i++)
+		if (t->reply->domains[i]->id == id)
+			return t->reply->domains[i];
+	return NULL;
+}
+
+static Vmdedup__ServerJoinReply *copy_join(const Vmdedup__ServerJoinReply *in)
+{
+	size_t len = vmdedup__server_join_reply__get_packed_size(in);
+	uint8_t *bytes = malloc(len + 1);
+	Vmdedup__ServerJoinReply *out = NULL;
+
+	if (bytes) {
+		vmdedup__server_join_reply__pack(in, bytes);
+		out = vmdedup__server_join_reply__unpack(NULL, len, bytes);
+	}
+	free(bytes);
+	return out;
+}
+
+static Vmdedup__MapReply *copy_map(const Vmdedup__MapReply *in)
+{
+	size_t len = vmdedup__map_reply__get_packed_size(in);
+	uint8_t *bytes = malloc(len + 1);
+	Vmdedup__MapReply *out = NULL;
+
+	if (bytes) {
+		vmdedup__map_reply__pack(in, bytes);
+		out = vmdedup__map_reply__unpack(NULL, len, bytes);
+	}
+	free(bytes);
+	return out;
+}
+
+static bool map_is_sane(const Vmdedup__MapReply *map)
+{
+	return map && map->n_shard_epochs == NR_SHARDS;
+}
+
+static bool join_is_sane(const Vmdedup__ServerJoinReply *r)
+{
+	return r && r->id && r->cluster.len == 16 && r->receipt_key.len == RECEIPT_KEY_SIZE &&
+	       r->block_shift >= BLOCK_SHIFT_MIN && r->block_shift <= BLOCK_SHIFT_MAX &&
+	       (unsigned int)r->algorithm <= FP_MD5 && r->n_domains && map_is_sane(r->map);
+}
+
+static struct topology *topology_new(const Vmdedup__ServerJoinReply *reply)
+{
+	struct topology *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return NULL;
+	atomic_init(&t->refs, 1);
+	t->reply = copy_join(reply);
+	if (!t->reply) {
+		topology_put(t);
+		return NULL;
+	}
+	t->id = reply->id;
+	memcpy(t->cluster, reply->cluster.data, 16);
+	memcpy(t->receipt_key, reply->receipt_key.data, RECEIPT_KEY_SIZE);
+	t->block_size = 1U << reply->block_shift;
+	t->algorithm = (enum fp_algorithm)reply->algorithm;
+	return t;
+}
+
+/* ---- publishing: the epochs first ---- */
+
+/*
+ * A map's epochs become durable here before any request is judged by the map. After a rebuild
+ * they are also the floor: what the index has lost is stamped with the current epoch.
+ */
+static int publish(struct data_server *s, struct topology *fresh)
+{
+	const Vmdedup__MapReply *map = topology_map(fresh);
+	bool stamp = bstore_is_unstamped(s->store);
+	struct job *job = calloc(1, sizeof(*job));
+
+	if (job)
+		job->ops = calloc(NR_SHARDS, sizeof(*job->ops));
+	if (!job || !job->ops) {
+		free(job);
+		topology_put(fresh);
+		return -ENOMEM;
+	}
+	job->kind = JOB_MAP;
+	job->fresh = fresh;
+	job->nr = NR_SHARDS;
+	for (size_t i = 0; i < NR_SHARDS; i++)
+		job->ops[i] = (struct bstore_op){
+			.kind = stamp ? STORE_STAMP : STORE_EPOCH,
+			.shard = (uint16_t)i,
+			.epoch = map->shard_epochs[i],
+		};
+	s->map_pending = true;
+	server_submit(s, job);
+	return 0;
+}
+
+void join_map_done(struct data_server *s, struct job *job)
+{
+	bool first = !s->topology;
+
+	s->map_pending = false;
+	if (job->r) {
+		s->next_join_ms = 0;
+		return;
+	}
+	topology_put(s->topology);
+	s->topology = job->fresh;
+	job->fresh = NULL;
+	if (first)
+		log_info("data server %s: joined as server %u, map version %llu", s->endpoint,
+			 s->topology->id,
+			 (unsigned long long)topology_map(s->topology)->version);
+}
+
+/* ---- asking ---- */
+
+static uint64_t now_ms(void)
+{
+	return clock_mono_ns() / 1000000;
+}
+
+static void failed(struct data_server *s, int r, const char *what)
+{
+	/* Said once, and then once a minute or so: the meta server may be away for long. */
+	if (s->failures++ % 120 == 0)
+		log_warn("data server %s: the meta server at %s: %s; trying again", s->endpoint,
+			 s->meta, what && *what ? what : strerror(-r));
+	s->next_join_ms = now_ms() + JOIN_RETRY_MS;
+}
+
+static void joined(void *arg, int r, struct net_reply *reply)
+{
+	struct data_server *s = arg;
+	struct error err = { 0 };
+	struct topology *fresh;
+	struct uuid cluster;
+
+	s->asking = false;
+	if (r == -ECANCELED) /* the server ends */
+		return;
+	if (r || reply->header->error) {
+		failed(s, r ? r : -reply->header->error, r ? NULL : reply->header->error_text);
+		goto free;
+	}
+	if (reply->header->body_case != VMDEDUP__REPLY__BODY_SERVER_JOIN ||
+	    !join_is_sane(reply->header->server_join)) {
+		failed(s, -EPROTO, "an answer to SERVER_JOIN that makes no sense");
+		goto free;
+	}
+	memcpy(cluster.b, reply->header->server_join->cluster.data, sizeof(cluster.b));
+	if (bstore_bind_cluster(s->store, &cluster, &err)) {
+		failed(s, err.code, err.text);
+		goto free;
+	}
+	s->failures = 0;
+	s->next_join_ms = now_ms() + JOIN_REPEAT_MS;
+	s->next_map_ms = now_ms() + MAP_REFRESH_MS;
+	fresh = topology_new(reply->header->server_join);
+	if (!fresh || publish(s, fresh))
+		failed(s, -ENOMEM, NULL);
+free:
+	if (!r)
+		net_reply_free(reply);
+}
+
+static void ask_join(struct data_server *s)
+{
+	Vmdedup__ServerJoin join = VMDEDUP__SERVER_JOIN__INIT;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	struct uuid disk = *bstore_disk(s->store);
+	struct bstore_stat st;
+	int r = bstore_stat(s->store, &st);
+
+	if (r) {
+		failed(s, r, NULL);
+		return;
+	}
+	join.disk = (ProtobufCBinaryData){ sizeof(disk.b), disk.b };
+	join.incarnation = bstore_incarnation(s->store);
+	join.endpoint = s->endpoint;
+	join.capacity = st.capacity;
+	join.free = st.free;
+	join.host = s->host;
+	join.rack = s->rack;
+	join.commits = st.sequence;
+	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_JOIN;
+	req.server_join = &join;
+	s->asking = true;
+	r = net_client_submit(s->client, &req, NULL, 0, JOIN_TIMEOUT_MS, joined, s);
+	if (r) {
+		s->asking = false;
+		failed(s, r, NULL);
+	}
+}
+
+static void got_map(void *arg, int r, struct net_reply *reply)
+{
+	struct data_server *s = arg;
+	const Vmdedup__MapReply *map;
+	struct topology *fresh = NULL;
+
+	s->asking = false;
+	s->next_map_ms = now_ms() + MAP_REFRESH_MS;
+	if (r)
+		return;
+	map = reply->header->body_case == VMDEDUP__REPLY__BODY_MAP ? reply->header->map : NULL;
+	if (!reply->header->error && map_is_sane(map) &&
+	    map->version > topology_map(s->topology)->version)
+		fresh = topology_new(s->topology->reply);
+	if (fresh) {
+		fresh->map = copy_map(map);
+		if (fresh->map)
+			publish(s, fresh);
+		else
+			topology_put(fresh);
+	}
+	net_reply_free(reply);
+}
+
+static void ask_map(struct data_server *s)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__MapGet get = VMDEDUP__MAP_GET__INIT;
+
+	get.have_version = topology_map(s->topology)->version;
+	req.body_case = VMDEDUP__REQUEST__BODY_MAP_GET;
+	req.map_get = &get;
+	s->asking = true;
+	s->refresh = false;
+	if (net_client_submit(s->client, &req, NULL, 0, JOIN_TIMEOUT_MS, got_map, s))
+		s->asking = false;
+}
+
+void join_tick(struct data_server *s)
+{
+	uint64_t now = now_ms();
+
+	if (!s->client)
+		return;
+	net_client_run(s->client, 0);
+	if (s->asking || s->map_pending)
+		return;
+	if (now >= s->next_join_ms)
+		ask_join(s);
+	else if (s->topology && (s->refresh || now >= s->next_map_ms))
+		ask_map(s);
+}
+
+static void client_ready(void *arg)
+{
+	join_tick(arg);
+}
+
+int join_start(struct data_server *s, struct error *err)
+{
+	if (!*s->meta)
+		return 0;
+	s->client = net_client_new(s->net, s->meta, NULL, "data", err);
+	if (!s->client)
+		return err ? err->code : -EIO;
+	net_server_watch(s->server, net_client_fd(s->client), client_ready, s);
+	join_tick(s);
+	return 0;
+}
+
+void join_end(struct data_server *s)
+{
+	net_client_free(s->client);
+	s->client = NULL;
+}
