@@ -41,7 +41,7 @@ void connect_close(struct connection *cn)
 	*cn = (struct connection){ 0 };
 }
 
-int name_check(const char *name, struct error *err)
+int cli_name_check(const char *name, struct error *err)
 {
 	const char *wrong = image_name_check(name);
 
@@ -50,13 +50,13 @@ int name_check(const char *name, struct error *err)
 				 strlen(name) > 60 ? "..." : "", wrong) : 0;
 }
 
-int connection_image(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
+int cli_image_get(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
 	      struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
 	struct net_reply reply = { 0 };
-	int r = name_check(name, err);
+	int r = cli_name_check(name, err);
 
 	if (r)
 		return r;
@@ -76,13 +76,13 @@ int connection_image(struct connection *cn, const char *name, uint64_t version, 
 	return r;
 }
 
-void image_free(Vmdedup__Image *image)
+void cli_image_free(Vmdedup__Image *image)
 {
 	if (image)
 		vmdedup__image__free_unpacked(image, NULL);
 }
 
-int root_of(const Vmdedup__Image *image, struct fp *root, struct error *err)
+int cli_root_of(const Vmdedup__Image *image, struct fp *root, struct error *err)
 {
 	if (image->root.len != FP_SIZE)
 		return error_set(err, -EPROTO, "image %s has no root", image->name);

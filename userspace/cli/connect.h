@@ -23,12 +23,12 @@ void connect_close(struct connection *cn);
 /* One more client of the same cluster, for another thread. */
 struct cluster *connect_another(struct connection *cn, struct error *err);
 
-/* Requests that several verbs make. The image is freed with image_free(). */
-int connection_image(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
+/* Requests that several verbs make. The image is freed with cli_image_free(). */
+int cli_image_get(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
 	      struct error *err);
-void image_free(Vmdedup__Image *image);
-int root_of(const Vmdedup__Image *image, struct fp *root, struct error *err);
+void cli_image_free(Vmdedup__Image *image);
+int cli_root_of(const Vmdedup__Image *image, struct fp *root, struct error *err);
 /* -EINVAL with a text that says what is wrong with the name. */
-int name_check(const char *name, struct error *err);
+int cli_name_check(const char *name, struct error *err);
 
 #endif

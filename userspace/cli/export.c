@@ -101,13 +101,13 @@ int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 
 	if (!cli_options(verb, opts, &argc, &argv, 2, 2, &code))
 		return code;
-	r = name_check(argv[0], &err);
+	r = cli_name_check(argv[0], &err);
 	if (!r)
 		r = connect_open(&cn, &cli->conf, &err);
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	r = connection_image(&cn, argv[0], version, &image, &err);
+	r = cli_image_get(&cn, argv[0], version, &image, &err);
 	if (!r)
 		r = export(&cn, image, argv[1], force, &err);
 	connect_close(&cn);
@@ -119,7 +119,7 @@ int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 	else if (!r)
 		printf("exported %s to %s: %s in %.2f s, %.0f MB/s\n", image->name, argv[1],
 		       size_to_text(image->size, size), seconds, image->size / seconds / 1e6);
-	image_free(image);
+	cli_image_free(image);
 	return r ? cli_fail(&err) : EXIT_OK;
 }
 
@@ -266,7 +266,7 @@ int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
 		return code;
 	v.name = argv[0];
-	r = name_check(v.name, &err);
+	r = cli_name_check(v.name, &err);
 	if (!r && against) {
 		v.source = source_open(against, format, &err);
 		r = v.source ? 0 : err.code;
@@ -275,14 +275,14 @@ int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 		r = connect_open(&cn, &cli->conf, &err);
 	if (!r) {
 		cli_catch_signals();
-		r = connection_image(&cn, v.name, version, &image, &err);
+		r = cli_image_get(&cn, v.name, version, &image, &err);
 		if (!r)
 			r = verify(&cn, image, &v, &err);
 		connect_close(&cn);
 	}
 	if (!r)
 		verify_show(&v, image, (clock_mono_ns() - start) / 1e9, json);
-	image_free(image);
+	cli_image_free(image);
 	source_close(v.source);
 	if (r)
 		return cli_fail(&err);

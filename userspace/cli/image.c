@@ -154,12 +154,12 @@ static int show_run(struct cli *cli, const struct verb *verb, int argc, char **a
 
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
 		return code;
-	r = name_check(argv[0], &err);
+	r = cli_name_check(argv[0], &err);
 	if (!r)
 		r = connect_open(&cn, &cli->conf, &err);
 	if (r)
 		return cli_fail(&err);
-	r = connection_image(&cn, argv[0], version, &image, &err);
+	r = cli_image_get(&cn, argv[0], version, &image, &err);
 	connect_close(&cn);
 	if (r)
 		return cli_fail(&err);
@@ -167,7 +167,7 @@ static int show_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		json_show(image_json(image));
 	else
 		show_text(image);
-	image_free(image);
+	cli_image_free(image);
 	return EXIT_OK;
 }
 
@@ -207,7 +207,7 @@ static int clone_run(struct cli *cli, const struct verb *verb, int argc, char **
 
 	if (!cli_options(verb, opts, &argc, &argv, 2, 2, &code))
 		return code;
-	if (name_check(argv[0], &err) || name_check(argv[1], &err))
+	if (cli_name_check(argv[0], &err) || cli_name_check(argv[1], &err))
 		return cli_fail(&err);
 	clone.source = argv[0];
 	clone.source_version = version;
@@ -222,7 +222,7 @@ static int rm_one(struct cluster *c, const char *name, struct error *err)
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ImageRemove remove_it = VMDEDUP__IMAGE_REMOVE__INIT;
 	struct net_reply reply = { 0 };
-	int r = name_check(name, err);
+	int r = cli_name_check(name, err);
 
 	if (r)
 		return r;
@@ -265,7 +265,7 @@ static int rename_run(struct cli *cli, const struct verb *verb, int argc, char *
 
 	if (!cli_options(verb, opts, &argc, &argv, 2, 2, &code))
 		return code;
-	if (name_check(argv[0], &err) || name_check(argv[1], &err))
+	if (cli_name_check(argv[0], &err) || cli_name_check(argv[1], &err))
 		return cli_fail(&err);
 	rename_it.name = argv[0];
 	rename_it.new_name = argv[1];
@@ -290,7 +290,7 @@ static int snapshot_run(struct cli *cli, const struct verb *verb, int argc, char
 
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
 		return code;
-	if (name_check(argv[0], &err))
+	if (cli_name_check(argv[0], &err))
 		return cli_fail(&err);
 	snapshot.name = argv[0];
 	snapshot.label = (char *)label;
@@ -320,7 +320,7 @@ static int rollback_run(struct cli *cli, const struct verb *verb, int argc, char
 			argv[0]);
 		return EXIT_USAGE;
 	}
-	if (name_check(argv[0], &err))
+	if (cli_name_check(argv[0], &err))
 		return cli_fail(&err);
 	rollback.name = argv[0];
 	rollback.version = version;
@@ -396,7 +396,7 @@ static int history_run(struct cli *cli, const struct verb *verb, int argc, char 
 
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
 		return code;
-	r = name_check(argv[0], &err);
+	r = cli_name_check(argv[0], &err);
 	if (!r)
 		r = connect_open(&cn, &cli->conf, &err);
 	if (r)

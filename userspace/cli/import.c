@@ -162,7 +162,7 @@ int import_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 	im.what = argv[0];
 	im.name = argv[1];
 	/* The cheapest checks first: nothing is started for a name that cannot be. */
-	r = name_check(im.name, &err);
+	r = cli_name_check(im.name, &err);
 	if (!r) {
 		im.source = source_open(im.what, im.format, &err);
 		r = im.source ? 0 : err.code;

@@ -204,7 +204,7 @@ static void walk(struct run *run)
 	const struct cluster_params *params = cluster_params(run->t->cn->cluster);
 	struct error err = { 0 };
 	struct fp root;
-	int r = root_of(run->t->image, &root, &err);
+	int r = cli_root_of(run->t->image, &root, &err);
 
 	if (!r)
 		r = recipe_walk(&root, run->size, params->block_shift, params->algorithm, 0,

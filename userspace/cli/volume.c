@@ -74,7 +74,7 @@ static int attach(struct cli *cli, const char *image, const char *name, bool rea
 	CLEANUP_FREE char *cache = NULL;
 	const char *wrong = dm_name_check(name);
 	struct agent_link a;
-	int r = name_check(image, err);
+	int r = cli_name_check(image, err);
 
 	if (!r && wrong)
 		r = error_set(err, -EINVAL, "\"%.140s\" cannot be a device's name: %s", name, wrong);
