@@ -59,7 +59,17 @@ static void log_line(const char *priority, const char *fmt, va_list args)
 
 LOG_FUNCTION(log_error, SD_ERR)
 LOG_FUNCTION(log_warn, SD_WARNING)
-LOG_FUNCTION(log_info, SD_INFO)
+
+void log_info(const char *fmt, ...)
+{
+	va_list args;
+
+	if (getenv("VMDEDUP_QUIET"))
+		return;
+	va_start(args, fmt);
+	log_line(SD_INFO, fmt, args);
+	va_end(args);
+}
 
 void log_debug(const char *fmt, ...)
 {

@@ -5,7 +5,7 @@
 
 void log_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void log_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-void log_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void log_info(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* not with VMDEDUP_QUIET */
 void log_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* VMDEDUP_DEBUG set */
 
 #endif

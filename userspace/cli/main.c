@@ -122,7 +122,11 @@ static int dispatch(struct cli *cli, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	struct cli cli = { 0 };
-	int code = dispatch(&cli, argc, argv);
+	int code;
+
+	/* Embedded servers have nothing to say to who runs a command, unless something is wrong. */
+	setenv("VMDEDUP_QUIET", "1", 0);
+	code = dispatch(&cli, argc, argv);
 
 	/* What was printed may not have reached its file. */
 	if (fflush(stdout) || ferror(stdout)) {
