@@ -215,12 +215,12 @@ static void op_lease(void *ctx, uint64_t id, const struct agent_lease *take)
 	e->r = w->meta_dead ? -ETIMEDOUT : w->lease_error;
 }
 
-static void op_want_push(void *ctx, uint64_t volume, bool urgent)
+static void op_want_push(void *ctx, uint64_t volume, enum agent_push_reason why)
 {
 	struct world *w = ctx;
 
 	w->wanted_push++;
-	w->urgent_push += urgent;
+	w->urgent_push += why == AGENT_PUSH_SPACE;
 }
 
 static void op_discard(void *ctx, uint64_t volume, uint64_t epoch)

@@ -200,7 +200,7 @@ void agent_upcalls(struct agent *a, const struct dm_dedup_upcall *ups, size_t co
 			volume_upcall(a, &ups[i]);
 			break;
 		case DM_DEDUP_UP_SPACE:
-			a->ops->want_push(a->ctx, 0, true);
+			a->ops->want_push(a->ctx, 0, AGENT_PUSH_SPACE);
 			break;
 		default:
 			log_warn("the kernel sent an upcall of unknown type %u", ups[i].type);

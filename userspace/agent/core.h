@@ -49,6 +49,12 @@ struct agent_lease {
 	((r) == -ETIMEDOUT || (r) == -EHOSTUNREACH || (r) == -ECONNREFUSED || \
 	 (r) == -ECANCELED || (r) == -EAGAIN || (r) == -ENOTCONN)
 
+enum agent_push_reason {
+	AGENT_PUSH_CLOSE, /* its device has gone */
+	AGENT_PUSH_DIRTY, /* the kernel finds it old or large; the agent's own bounds decide */
+	AGENT_PUSH_SPACE, /* writers or misses wait for slots; @volume is 0: any */
+};
+
 struct agent_ops {
 	uint64_t (*now_ns)(void *ctx); /* monotonic */
 	uint64_t (*random)(void *ctx);
@@ -70,8 +76,8 @@ struct agent_ops {
 	void (*image)(void *ctx, uint64_t id, const char *name);
 	void (*lease)(void *ctx, uint64_t id, const struct agent_lease *take);
 
-	/* A volume wants to be pushed: @urgent when writers wait for slots. @volume 0: any. */
-	void (*want_push)(void *ctx, uint64_t volume, bool urgent);
+	/* A volume wants to be pushed. */
+	void (*want_push)(void *ctx, uint64_t volume, enum agent_push_reason why);
 	/* An ephemeral volume's device has gone: RELEASE it with its data. */
 	void (*discard)(void *ctx, uint64_t volume, uint64_t epoch);
 };

@@ -208,11 +208,11 @@ static void op_lease(void *ctx, uint64_t id, const struct agent_lease *take)
 	network_lease(d->network, id, &cache, d->host, take);
 }
 
-static void op_want_push(void *ctx, uint64_t volume, bool urgent)
+static void op_want_push(void *ctx, uint64_t volume, enum agent_push_reason why)
 {
 	struct daemon *d = ctx;
 
-	pusher_want(d->pusher, volume, urgent);
+	pusher_want(d->pusher, volume, why);
 }
 
 static void discard_done(struct work *w)

@@ -379,7 +379,7 @@ void agent_publish_done(struct agent *a, uint64_t id, int r, uint64_t slot, uint
 		flight_end_first(a, f, &a->stats.stale);
 		break;
 	case -ENOSPC: /* every slot is dirty or in use: only a push helps */
-		a->ops->want_push(a->ctx, 0, true);
+		a->ops->want_push(a->ctx, 0, AGENT_PUSH_SPACE);
 		flight_retry_later(a, f);
 		return;
 	default:

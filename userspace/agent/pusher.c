@@ -41,6 +41,7 @@ struct pusher {
 	struct pusher_task *first, **last;
 	struct want wants[MAX_WANTS];
 	bool want_space; /* writers wait for slots */
+	bool want_look;	 /* at the volumes, now and not at the next interval */
 	struct uuid cache_uuid;
 	bool stop, ended;
 	struct pusher_stats stats;
@@ -501,7 +502,7 @@ static bool something_wanted(struct pusher *p)
 		if (p->wants[i].volume && (p->wants[i].wanted || p->wants[i].taken) &&
 		    p->wants[i].not_before_ns <= clock_mono_ns())
 			return true;
-	return p->want_space;
+	return p->want_space || p->want_look;
 }
 
 /* Waits for a task, a wish, the end, or the next look at the volumes. Under the lock. */
@@ -529,6 +530,8 @@ static void *pusher_thread(void *arg)
 		space = p->want_space && !task;
 		if (space)
 			p->want_space = false;
+		if (!task)
+			p->want_look = false;
 		pthread_mutex_unlock(&p->lock);
 		if (task)
 			run_task(p, task);
@@ -565,17 +568,19 @@ void pusher_set_cache(struct pusher *p, const struct uuid *cache)
 	pthread_mutex_unlock(&p->lock);
 }
 
-void pusher_want(struct pusher *p, uint64_t volume, bool urgent)
+void pusher_want(struct pusher *p, uint64_t volume, enum agent_push_reason why)
 {
 	struct want *w = NULL;
 
 	pthread_mutex_lock(&p->lock);
-	if (volume)
+	if (why == AGENT_PUSH_CLOSE)
 		w = want_find(p, volume, true);
 	if (w)
 		w->wanted = true;
-	if (urgent)
+	if (why == AGENT_PUSH_SPACE)
 		p->want_space = true;
+	if (why == AGENT_PUSH_DIRTY)
+		p->want_look = true;
 	pthread_cond_broadcast(&p->some);
 	pthread_mutex_unlock(&p->lock);
 }

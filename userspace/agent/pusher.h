@@ -59,7 +59,7 @@ void pusher_free(struct pusher *p); /* after it has ended */
 /* The loop's thread. */
 void pusher_submit(struct pusher *p, struct pusher_task *task);
 void pusher_set_cache(struct pusher *p, const struct uuid *cache); /* which holds the leases */
-void pusher_want(struct pusher *p, uint64_t volume, bool urgent);
+void pusher_want(struct pusher *p, uint64_t volume, enum agent_push_reason why);
 void pusher_stats(struct pusher *p, struct pusher_stats *stats);
 /* Why volume @id cannot be pushed; empty: it can. */
 void pusher_trouble(struct pusher *p, uint64_t id, char text[256]);

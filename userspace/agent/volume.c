@@ -393,7 +393,7 @@ static void volume_closed(struct agent *a, const struct dm_dedup_volume_info *in
 	if (info->flags & DM_DEDUP_VOL_EPHEMERAL)
 		a->ops->discard(a->ctx, info->volume, info->lease_epoch);
 	else if (is_dirty(info))
-		a->ops->want_push(a->ctx, info->volume, false);
+		a->ops->want_push(a->ctx, info->volume, AGENT_PUSH_CLOSE);
 }
 
 void volume_upcall(struct agent *a, const struct dm_dedup_upcall *up)
@@ -407,7 +407,7 @@ void volume_upcall(struct agent *a, const struct dm_dedup_upcall *up)
 		volume_closed(a, &up->info);
 		break;
 	case DM_DEDUP_UP_DIRTY:
-		a->ops->want_push(a->ctx, up->info.volume, false);
+		a->ops->want_push(a->ctx, up->info.volume, AGENT_PUSH_DIRTY);
 		break;
 	}
 }

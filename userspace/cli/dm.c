@@ -104,13 +104,14 @@ destroy_task:
 }
 
 int dm_volume_create(const char *name, uint64_t bytes, const char *cache, const char *image,
-		     bool read_only, struct error *err)
+		     bool read_only, bool ephemeral, struct error *err)
 {
 	struct dm_task *task = task_new(DM_DEVICE_CREATE, name);
 	CLEANUP_FREE char *params = NULL;
 	int r = 0;
 
-	if (asprintf(&params, "%s %s", cache, image) < 0)
+	if (asprintf(&params, "%s %s%s", cache, image,
+		     read_only ? " 1 read_only" : ephemeral ? " 1 ephemeral" : "") < 0)
 		params = NULL;
 	if (!task || !params || (read_only && !dm_task_set_ro(task)) ||
 	    !dm_task_add_target(task, 0, bytes / 512, TARGET, params) ||

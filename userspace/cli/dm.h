@@ -18,7 +18,7 @@ struct dm_volume {
 int dm_check(struct error *err);
 /* Makes /dev/mapper/@name with the table `0 SECTORS dedup CACHE IMAGE`. */
 int dm_volume_create(const char *name, uint64_t bytes, const char *cache, const char *image,
-		     bool read_only, struct error *err);
+		     bool read_only, bool ephemeral, struct error *err);
 int dm_volume_remove(const char *name, struct error *err);
 /* All devices of the target `dedup`; free(*volumes). */
 int dm_volume_list(struct dm_volume **volumes, size_t *count, struct error *err);

@@ -89,7 +89,7 @@ static int attach(struct cli *cli, const char *image, const char *name, bool rea
 	r = prepare(&a, image, read_only, ephemeral, size, &cache, err);
 	agent_close(&a);
 	if (!r)
-		r = dm_volume_create(name, *size, cache, image, read_only, err);
+		r = dm_volume_create(name, *size, cache, image, read_only, ephemeral, err);
 	return r ? error_prefix(err, "attach of %s", image) : 0;
 }
 
