@@ -561,7 +561,7 @@ static void test_random(void **state)
 {
 	struct model *m = calloc(1, sizeof(*m));
 	const char *seed = getenv("VMDEDUP_SEED"), *ops = getenv("VMDEDUP_OPS");
-	unsigned long i, n = ops ? strtoul(ops, NULL, 0) : 1500;
+	unsigned long i, n = ops ? strtoul(ops, NULL, 0) : 800;
 
 	world_init(&m->w, 1, 1);
 	m->w.seed = seed ? strtoull(seed, NULL, 0) : (uint64_t)time(NULL) * 0x9e3779b97f4a7c15;

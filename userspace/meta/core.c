@@ -2,6 +2,7 @@
 /* Batches, dispatch, and what handlers share. */
 #include "meta/core.h"
 #include "meta/check.h"
+#include "meta/members.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -187,6 +188,12 @@ int meta_commit(struct meta *m, struct error *err)
 	return n < 0 ? (int)n : store_commit(m->store, err);
 }
 
+void meta_rollback(struct meta *m)
+{
+	store_rollback(m->store);
+	members_forget(m);
+}
+
 static void reset_reply(struct meta_call *c)
 {
 	vmdedup__reply__init(&c->reply);
@@ -223,6 +230,7 @@ int call_run(struct meta_call *c, meta_handler fn)
 		return s->failed;
 	if (r) {
 		c->m->delta = delta;
+		members_forget(c->m);
 		c->err.code = r;
 		reply_with_error(c);
 		r = store_rollback_to(s, &c->err);
@@ -272,7 +280,7 @@ static int run_once(struct meta *m, struct meta_call *calls, size_t n, struct er
 	if (!r)
 		r = meta_commit(m, err);
 	if (r)
-		store_rollback(m->store);
+		meta_rollback(m);
 	return r;
 }
 
@@ -307,4 +315,5 @@ void meta_end(struct meta *m)
 {
 	check_free(m->check);
 	m->check = NULL;
+	members_forget(m);
 }

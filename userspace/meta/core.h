@@ -59,6 +59,7 @@ struct meta {
 	const struct meta_env *env;
 	struct meta_params params;
 	uint64_t ticked_ns; /* monotonic time up to which age_s has been counted */
+	struct members *members; /* cached, see members.h */
 	struct check *check; /* the one under way, or NULL: meta_end() frees it */
 	bool may_cascade;   /* a mutation ran since the cascade last found nothing */
 	struct meta_totals {
@@ -99,6 +100,7 @@ struct meta_call {
 /* Begins a transaction and reads the cluster's row; writes `totals` and commits. */
 int meta_begin(struct meta *m, struct error *err);
 int meta_commit(struct meta *m, struct error *err);
+void meta_rollback(struct meta *m);
 /*
  * Runs all calls in one transaction: every reply is true only after this has returned. A call that
  * fails leaves nothing behind and does not disturb the others. Failures of the store end up in

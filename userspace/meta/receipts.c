@@ -8,25 +8,13 @@
  * lost in the meantime takes with it what only the client's cache can still replace.
  */
 #include "meta/image.h"
+#include "meta/members.h"
 
 #include <errno.h>
 #include <string.h>
 
 #define DISK_PACKED 28 /* UUID, incarnation, server */
 #define MAX_DISKS   8
-
-/* A disk vouches for @shard: its server is a current replica, in that incarnation, and reachable. */
-static int disk_counts(struct meta *m, uint32_t shard, const uint8_t *disk, uint64_t incarnation,
-		       struct error *err)
-{
-	int64_t one;
-
-	return store_int(m->store, err, &one,
-			 "SELECT 1 FROM servers JOIN replicas ON replicas.server = servers.id WHERE "
-			 "servers.disk = ?1 AND servers.incarnation = ?2 AND servers.state IN (0, 1, 3) "
-			 "AND replicas.shard = ?3 AND replicas.state = 0", V_BLOB(disk, 16),
-			 V_INT(incarnation), V_INT(shard));
-}
 
 static uint64_t get_le64(const uint8_t *p)
 {
@@ -38,25 +26,20 @@ static uint64_t get_le64(const uint8_t *p)
 	return v;
 }
 
-/* 1: enough of the packed disks count, each once. */
-static int enough(struct meta *m, uint32_t shard, const uint8_t *packed, size_t len,
-		  struct error *err)
+/* Enough of the packed disks count, each once. */
+static bool enough(const struct members *ms, unsigned int min_copies, uint32_t shard,
+		   const uint8_t *packed, size_t len)
 {
 	unsigned int copies = 0;
 	size_t i, j;
-	int r;
 
 	for (i = 0; i + DISK_PACKED <= len; i += DISK_PACKED) {
 		for (j = 0; j < i && memcmp(packed + j, packed + i, 16); j += DISK_PACKED)
 			;
-		if (j < i)
-			continue;
-		r = disk_counts(m, shard, packed + i, get_le64(packed + i + 16), err);
-		if (r < 0)
-			return r;
-		copies += (unsigned int)r;
+		copies += j == i &&
+			  members_has(ms, shard, packed + i, get_le64(packed + i + 16));
 	}
-	return copies >= m->params.min_copies;
+	return copies >= min_copies;
 }
 
 static int pack_disks(struct meta_call *c, const Vmdedup__Receipt *in,
@@ -84,64 +67,74 @@ static int pack_disks(struct meta_call *c, const Vmdedup__Receipt *in,
 	return 0;
 }
 
-static int intern_disks(struct meta_call *c, uint64_t push, const uint8_t *packed, size_t len,
-			int64_t *disks)
+/* The receipts of one part: mostly the same disks again and again. */
+struct record {
+	struct meta_call *c;
+	uint64_t push;
+	const struct members *members;
+	uint8_t packed[MAX_DISKS * DISK_PACKED];
+	size_t len;    /* 0: none yet */
+	int64_t disks; /* the row of `packed` */
+};
+
+static int intern_disks(struct record *rec, const uint8_t *packed, size_t len)
 {
-	struct store *s = call_store(c);
+	struct store *s = call_store(rec->c);
+	struct error *err = &rec->c->err;
 	int64_t n = 0;
 	int r;
 
-	r = store_int(s, &c->err, disks,
-		      "SELECT disks FROM push_disks WHERE push = ?1 AND packed = ?2", V_INT(push),
-		      V_BLOB(packed, len));
-	if (r)
-		return r < 0 ? r : 0;
-	r = store_int(s, &c->err, &n, "SELECT count(*) FROM push_disks WHERE push = ?1",
-		      V_INT(push));
+	if (rec->len == len && !memcmp(rec->packed, packed, len))
+		return 0;
+	r = store_int(s, err, &n, "SELECT disks FROM push_disks WHERE push = ?1 AND packed = ?2",
+		      V_INT(rec->push), V_BLOB(packed, len));
 	if (r < 0)
 		return r;
-	*disks = n;
-	n = store_exec(s, &c->err, "INSERT INTO push_disks (push, disks, packed) VALUES "
-		       "(?1, ?2, ?3)", V_INT(push), V_INT(n), V_BLOB(packed, len));
-	return n < 0 ? (int)n : 0;
+	rec->disks = n;
+	if (!r) {
+		r = store_int(s, err, &rec->disks, "SELECT count(*) FROM push_disks WHERE push = ?1",
+			      V_INT(rec->push));
+		if (r < 0)
+			return r;
+		n = store_exec(s, err, "INSERT INTO push_disks (push, disks, packed) VALUES "
+			       "(?1, ?2, ?3)", V_INT(rec->push), V_INT(rec->disks),
+			       V_BLOB(packed, len));
+		if (n < 0)
+			return (int)n;
+	}
+	memcpy(rec->packed, packed, len);
+	rec->len = len;
+	return 0;
 }
 
-static int record_one(struct meta_call *c, uint64_t push, const Vmdedup__Receipt *in,
-		      uint64_t *added)
+static int record_one(struct record *rec, const Vmdedup__Receipt *in, uint64_t *added)
 {
-	struct store *s = call_store(c);
+	struct meta_call *c = rec->c;
 	uint8_t packed[MAX_DISKS * DISK_PACKED];
-	int64_t epoch = 0, disks = 0;
-	struct val *vals;
 	size_t i, n = in->fingerprints.len / FP_SIZE, len = 0;
+	struct val *vals;
 	int r;
 
 	r = pack_disks(c, in, packed, &len);
 	if (r)
 		return r;
-	r = store_int(s, &c->err, &epoch, "SELECT epoch FROM shards WHERE shard = ?1",
-		      V_INT(in->shard));
-	if (r < 0)
-		return r;
-	if (!r || in->epoch < (uint64_t)epoch)
+	if (in->epoch < rec->members->epochs[in->shard] || in->epoch > INT64_MAX ||
+	    !enough(rec->members, c->m->params.min_copies, in->shard, packed, len))
 		return 0;
-	r = enough(c->m, in->shard, packed, len, &c->err);
-	if (r <= 0)
-		return r;
-	r = intern_disks(c, push, packed, len, &disks);
+	r = intern_disks(rec, packed, len);
 	if (r)
 		return r;
 	vals = call_alloc(c, (4 * n + 1) * sizeof(*vals));
 	if (!vals)
 		return call_nomem(c);
 	for (i = 0; i < n; i++) {
-		vals[4 * i] = V_INT(push);
+		vals[4 * i] = V_INT(rec->push);
 		vals[4 * i + 1] = V_BLOB(in->fingerprints.data + i * FP_SIZE, FP_SIZE);
 		vals[4 * i + 2] = V_INT(in->epoch);
-		vals[4 * i + 3] = V_INT(disks);
+		vals[4 * i + 3] = V_INT(rec->disks);
 	}
 	*added += n;
-	return store_exec_many(s, &c->err,
+	return store_exec_many(call_store(c), &c->err,
 			       "INSERT INTO push_receipts (push, fp, epoch, disks) VALUES (?1, ?2, ?3, "
 			       "?4) ON CONFLICT (push, fp) DO UPDATE SET epoch = excluded.epoch, "
 			       "disks = excluded.disks", vals, 4, n, NULL, 0);
@@ -150,19 +143,23 @@ static int record_one(struct meta_call *c, uint64_t push, const Vmdedup__Receipt
 int receipts_record(struct meta_call *c, uint64_t push, uint32_t domain,
 		    Vmdedup__Receipt **receipts, size_t nr, uint64_t *added)
 {
+	struct record rec = { .c = c, .push = push };
 	size_t i;
-	int r = 0;
+	int r;
 
+	if (!nr)
+		return 0;
+	r = members_get(c->m, &rec.members, &c->err);
 	for (i = 0; !r && i < nr; i++) {
 		const Vmdedup__Receipt *in = receipts[i];
 
-		if (!receipt_is_authentic(in, c->m->params.receipt_key))
+		if (in->shard >= NR_SHARDS || !receipt_is_authentic(in, c->m->params.receipt_key))
 			return call_error(c, -EBADMSG, "receipt %zu, of shard %u, is not authentic", i,
 					  in->shard);
 		if (in->domain != domain)
 			return call_error(c, -EINVAL, "receipt %zu is of domain %u, the push of %u", i,
 					  in->domain, domain);
-		r = record_one(c, push, in, added);
+		r = record_one(&rec, in, added);
 	}
 	return r;
 }
@@ -170,23 +167,25 @@ int receipts_record(struct meta_call *c, uint64_t push, uint32_t domain,
 int receipts_cover(struct meta_call *c, uint64_t push, const struct fp *fps, size_t n,
 		   bool *covered)
 {
-	struct val vals[RECIPE_FANOUT * 3];
-	int64_t found[RECIPE_FANOUT];
+	const struct members *ms;
+	struct val vals[RECIPE_FANOUT * 2];
+	int64_t epochs[RECIPE_FANOUT];
 	size_t i;
 	int r;
 
 	if (!n)
 		return 0;
 	for (i = 0; i < n; i++) {
-		vals[3 * i] = V_INT(push);
-		vals[3 * i + 1] = V_FP(&fps[i]);
-		vals[3 * i + 2] = V_INT(fp_shard(&fps[i]));
+		vals[2 * i] = V_INT(push);
+		vals[2 * i + 1] = V_FP(&fps[i]);
 	}
-	r = store_exec_many(call_store(c), &c->err,
-			    "SELECT 1 FROM push_receipts, shards WHERE push = ?1 AND fp = ?2 AND "
-			    "shard = ?3 AND push_receipts.epoch >= shards.epoch", vals, 3, n, found, 0);
+	r = members_get(c->m, &ms, &c->err) ?:
+	    store_exec_many(call_store(c), &c->err,
+			    "SELECT epoch FROM push_receipts WHERE push = ?1 AND fp = ?2", vals, 2, n,
+			    epochs, -1);
 	for (i = 0; !r && i < n; i++)
-		covered[i] = found[i] != 0;
+		covered[i] = epochs[i] >= 0 &&
+			     (uint64_t)epochs[i] >= ms->epochs[fp_shard(&fps[i])];
 	return r;
 }
 
@@ -236,12 +235,13 @@ static int load_sets(struct meta_call *c, uint64_t push, struct disk_set **sets,
 int receipts_recheck(struct meta_call *c, uint64_t push, struct fp *redo, size_t *nr_redo)
 {
 	struct rows rows CLEANUP_ROWS = { 0 };
+	const struct members *ms;
 	struct disk_set *sets, *set;
 	size_t nr = 0;
 	struct fp fp;
 	int r;
 
-	r = load_sets(c, push, &sets, &nr);
+	r = load_sets(c, push, &sets, &nr) ?: members_get(c->m, &ms, &c->err);
 	if (!r)
 		r = store_query(call_store(c), &c->err, &rows,
 				"SELECT fp, disks FROM push_receipts WHERE push = ?1", V_INT(push));
@@ -257,13 +257,9 @@ int receipts_recheck(struct meta_call *c, uint64_t push, struct fp *redo, size_t
 					  "the store is damaged: a receipt without disks");
 		set = &sets[disks];
 		counts = &set->counts[fp_shard(&fp)];
-		if (!*counts) {
-			r = enough(c->m, fp_shard(&fp), set->packed, set->len, &c->err);
-			if (r < 0)
-				return r;
-			*counts = r ? 1 : 2;
-			r = 0;
-		}
+		if (!*counts)
+			*counts = enough(ms, c->m->params.min_copies, fp_shard(&fp), set->packed,
+					 set->len) ? 1 : 2;
 		if (*counts == 2 && *nr_redo < META_MAX_REDO)
 			redo[(*nr_redo)++] = fp;
 	}

@@ -107,7 +107,7 @@ struct meta_server *meta_server_open(struct net_ctx *net, const char *store, str
 	if (r)
 		goto free;
 	r = meta_begin(&s->meta, err);
-	store_rollback(s->meta.store);
+	meta_rollback(&s->meta);
 	if (r)
 		goto close;
 	s->net = net_server_new(net, "meta", s->meta.params.uuid.b, &server_ops, s, TICK_MS, err);

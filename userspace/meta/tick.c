@@ -9,7 +9,7 @@
 
 #include <errno.h>
 
-#define TICK_BUDGET 32	      /* nodes: about 8192 counts, some tens of milliseconds */
+#define TICK_BUDGET 8	      /* nodes: about 2048 counts, some 20 milliseconds */
 #define AGE_STEP_S  60	      /* how often the service clock is written */
 #define NS_PER_S    1000000000ULL
 
@@ -60,7 +60,7 @@ int meta_tick(struct meta *m, struct error *err)
 	if (!r)
 		r = meta_commit(m, err);
 	if (r) {
-		store_rollback(m->store);
+		meta_rollback(m);
 		return r == -EAGAIN ? 1 : r;
 	}
 	if (seconds >= AGE_STEP_S)
