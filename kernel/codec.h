@@ -2,7 +2,7 @@
 /*
  * Between records in memory and bytes on disk. Pure functions: no I/O, no allocation, any
  * context. Every decoder takes hostile bytes and answers with an error, never by reading
- * beyond what it was given.
+ * beyond what it was given. Buffers are aligned to 8 bytes.
  */
 #ifndef DEDUP_CODEC_H
 #define DEDUP_CODEC_H

@@ -6,6 +6,8 @@
 #include <cmocka.h>
 #include "codec.h"
 
+#define ALIGNED __attribute__((aligned(8)))
+
 static u64 rng = 1;
 
 static u64 rnd(void)
@@ -105,7 +107,7 @@ static void test_super(void **state)
 {
 	struct dedup_super sb, got;
 	struct dedup_disk_super *d;
-	u8 buf[DEDUP_SUPER_BYTES];
+	u8 buf[DEDUP_SUPER_BYTES] ALIGNED;
 
 	(void)state;
 	memset(&got, 0, sizeof(got));
@@ -138,7 +140,7 @@ static void test_super(void **state)
 static void test_super_impossible(void **state)
 {
 	struct dedup_super sb, got;
-	u8 buf[DEDUP_SUPER_BYTES];
+	u8 buf[DEDUP_SUPER_BYTES] ALIGNED;
 
 	(void)state;
 	make_super(&sb);
@@ -192,7 +194,7 @@ static void test_records(void **state)
 	struct dedup_volume_rec v, gv;
 	struct dedup_slot_rec s, gs;
 	struct dedup_super sb;
-	u8 buf[512];
+	u8 buf[512] ALIGNED;
 
 	(void)state;
 	for (u32 shift = 12; shift <= 20; shift++) {
@@ -387,7 +389,7 @@ static void test_pages(void **state)
 {
 	struct dedup_disk_entry e = { 0 };
 	struct dedup_super sb;
-	u8 buf[4096];
+	u8 buf[4096] ALIGNED;
 
 	(void)state;
 	make_super(&sb);
