@@ -6,12 +6,12 @@
 #include "agent/core_impl.h"
 #include "base/log.h"
 
-struct volume *volume_find(struct agent *a, uint64_t id)
+struct volume *volume_find(struct agent *a, const struct uuid *image)
 {
 	struct volume *v;
 
 	LIST_FOREACH(v, &a->volumes, link)
-		if (v->id == id)
+		if (uuid_equal(&v->image, image))
 			return v;
 	return NULL;
 }
@@ -24,13 +24,16 @@ static bool is_dirty(const struct dm_dedup_volume_info *info)
 /* A volume's record as the kernel tells it. */
 int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info)
 {
-	struct volume *v = volume_find(a, info->volume);
+	struct volume *v;
+	struct uuid image;
 
+	memcpy(image.b, info->image, sizeof(image.b));
+	v = volume_find(a, &image);
 	if (!v) {
 		v = calloc(1, sizeof(*v));
 		if (!v)
 			return -ENOMEM;
-		v->id = info->volume;
+		v->image = image;
 		LIST_INSERT_HEAD(&a->volumes, v, link);
 		/* It was open before this agent was there: somebody may have broken its lease. */
 		v->unconfirmed = (info->flags & DM_DEDUP_VOL_OPEN) &&
@@ -39,7 +42,6 @@ int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info)
 						  DM_DEDUP_VOL_DIVERGED));
 		v->retry_ns = agent_now(a);
 	}
-	memcpy(v->image.b, info->image, sizeof(v->image.b));
 	memcpy(v->name, info->name, sizeof(v->name));
 	v->name[sizeof(v->name) - 1] = 0;
 	v->size = info->size;
@@ -65,9 +67,17 @@ static struct volume *volume_by_name(struct agent *a, const char *name)
 	return NULL;
 }
 
-uint64_t agent_volume_fetches(struct agent *a, uint64_t volume)
+void agent_forget_volume(struct agent *a, const char *name)
 {
-	struct volume *v = volume_find(a, volume);
+	struct volume *v = volume_by_name(a, name);
+
+	if (v && !(v->flags & DM_DEDUP_VOL_OPEN))
+		volume_free(a, v);
+}
+
+uint64_t agent_image_fetches(struct agent *a, const struct uuid *image)
+{
+	struct volume *v = volume_find(a, image);
 
 	return v ? v->fetches : 0;
 }
@@ -201,15 +211,17 @@ static void reply_open(struct agent *a, struct ask *ask, const struct fp *root, 
 		.flags = ask->info.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL),
 	};
 	struct volume *v;
+	struct uuid image;
 
 	memcpy(info.root, root->b, sizeof(info.root));
+	memcpy(image.b, ask->info.image, sizeof(image.b));
 	ask->info.size = size;
 	ask->info.lease_epoch = epoch;
 	ask->info.flags |= DM_DEDUP_VOL_OPEN;
 	if (epoch)
 		ask->info.flags |= DM_DEDUP_VOL_GRANTED;
 	if (!volume_learn(a, &ask->info)) {
-		v = volume_find(a, ask->info.volume);
+		v = volume_find(a, &image);
 		v->unconfirmed = !confirmed;
 		v->attempt = 0;
 		v->retry_ns = agent_now(a);
@@ -279,21 +291,24 @@ void agent_image_done(struct agent *a, uint64_t id, int r, const struct agent_im
 }
 
 /* The meta server has refused to confirm the lease of a volume that holds unpushed writes. */
-static void lease_is_lost(struct agent *a, uint64_t volume, const char *name, uint64_t epoch)
+static void lease_is_lost(struct agent *a, const struct uuid *image, const char *name,
+			  uint64_t epoch)
 {
 	log_error("volume %s: its lease (epoch %llu) is no longer this host's: writes stop, and what "
 		  "was not pushed waits to be recovered as a new image",
 		  name, (unsigned long long)epoch);
-	a->ops->fence(a->ctx, volume, epoch);
+	a->ops->fence(a->ctx, image, epoch);
 }
 
 static void open_answered(struct agent *a, struct ask *ask, int r, const struct agent_lease *lease)
 {
 	uint32_t flags = ask->info.flags;
+	struct uuid image;
 
+	memcpy(image.b, ask->info.image, sizeof(image.b));
 	if (r) {
 		if (r == -ESTALE && is_dirty(&ask->info))
-			lease_is_lost(a, ask->info.volume, ask->info.name, ask->info.lease_epoch);
+			lease_is_lost(a, &image, ask->info.name, ask->info.lease_epoch);
 		else
 			log_warn("cannot open image %s: %s", ask->info.name, strerror(-r));
 		ask_refuse(a, ask, r);
@@ -333,7 +348,7 @@ void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_le
 	}
 	v->unconfirmed = false;
 	if (r)
-		lease_is_lost(a, v->id, v->name, v->epoch);
+		lease_is_lost(a, &v->image, v->name, v->epoch);
 }
 
 static bool ask_is_under_way(struct agent *a, uint64_t cookie)
@@ -384,8 +399,11 @@ void agent_ask_image(struct agent *a, const char *name,
 
 static void volume_closed(struct agent *a, const struct dm_dedup_volume_info *info)
 {
-	struct volume *v = volume_find(a, info->volume);
+	struct volume *v;
+	struct uuid image;
 
+	memcpy(image.b, info->image, sizeof(image.b));
+	v = volume_find(a, &image);
 	if (v) {
 		v->flags &= ~DM_DEDUP_VOL_OPEN;
 		v->unconfirmed = false;
