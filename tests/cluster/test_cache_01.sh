@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A cache disk without a kernel: format, check, dump, repair.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 export VMDEDUP_CONF=/dev/null

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
+# shellcheck disable=SC2034 # its variables are for the tests
+#
 # What every cluster test sources: the cases and cleanups of the selftests, clusters of real
 # processes, and images to put into them. $TEST_TMP is a folder of the test's own.
 

@@ -3,6 +3,7 @@
 # timeout: 300
 # Meta server and data server as processes of their own; they die and come back.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 make_image "$images/a.raw" 96

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A fleet whose links are authenticated and encrypted.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 keys=$TEST_TMP/keys

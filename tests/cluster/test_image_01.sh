@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Clones, versions, names, and what is left when they are gone.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 new_cluster >/dev/null

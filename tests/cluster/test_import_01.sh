@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A raw, sparse image goes in and comes out; what is there already is not stored again.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 new_cluster --name one >/dev/null

@@ -4,6 +4,7 @@
 # Imports that end before their end leave nothing that blocks a second try; all block sizes and
 # fingerprints.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 make_image "$images/a.raw" 192

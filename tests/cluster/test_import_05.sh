@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A data server that becomes full in the middle of an import.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 new_cluster >/dev/null
