@@ -813,6 +813,14 @@ static const struct open_case open_cases[] = {
 	  false, false, 0 },
 	{ "offline, dirty, with a grant", DM_DEDUP_VOL_GRANTED | DM_DEDUP_VOL_DIRTY, 6, true, 0, 0,
 	  6, 3, 8, true, false, 0 },
+	{ "dirty, read-only: its lease is confirmed", DM_DEDUP_VOL_DIRTY | DM_DEDUP_VOL_GRANTED |
+	  DM_DEDUP_VOL_READONLY, 6, false, 0, 0, 6, 4, 9, true, false, 0 },
+	{ "dirty, now ephemeral: refused", DM_DEDUP_VOL_DIRTY | DM_DEDUP_VOL_GRANTED |
+	  DM_DEDUP_VOL_EPHEMERAL, 6, false, 0, EBUSY, 0, 0, 0, false, false, 0 },
+	{ "dirty and ephemeral: on its own root", DM_DEDUP_VOL_DIRTY | DM_DEDUP_VOL_GRANTED |
+	  DM_DEDUP_VOL_EPHEMERAL, 0, false, 0, 0, 0, 3, 8, false, true, 0 },
+	{ "offline, read-only: from the record", DM_DEDUP_VOL_READONLY, 0, true, 0, 0, 0, 3, 8,
+	  false, true, 0 },
 	{ "offline without a grant: times out", 0, 0, true, 0, ETIMEDOUT, 0, 0, 0, false, false,
 	  0 },
 };

@@ -142,6 +142,18 @@ int agent_prepare(struct agent *a, const char *name, uint32_t flags)
 
 /* ---- LOOKUP and OPEN ---- */
 
+/* A volume that was opened ephemeral holds no lease; one that holds a lease is not to lose what
+ * was not pushed because its next table says `ephemeral`. */
+static bool is_dirty_ephemeral(const struct dm_dedup_volume_info *info)
+{
+	return is_dirty(info) && info->flags & DM_DEDUP_VOL_EPHEMERAL && !info->lease_epoch;
+}
+
+static bool must_refuse(const struct dm_dedup_volume_info *info)
+{
+	return is_dirty(info) && info->flags & DM_DEDUP_VOL_EPHEMERAL && info->lease_epoch;
+}
+
 static void ask_send(struct agent *a, struct ask *ask)
 {
 	struct agent_lease take = { .epoch = ask->info.lease_epoch };
@@ -153,8 +165,9 @@ static void ask_send(struct agent *a, struct ask *ask)
 		return;
 	}
 	memcpy(take.image.b, ask->info.image, sizeof(take.image.b));
-	take.readonly = flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
-	take.confirm_only = !take.readonly && is_dirty(&ask->info);
+	take.confirm_only = is_dirty(&ask->info) && !is_dirty_ephemeral(&ask->info);
+	take.readonly = !take.confirm_only &&
+			flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
 	a->ops->lease(a->ctx, job_start(a, &ask->job, JOB_ASK, ask), &take);
 }
 
@@ -236,7 +249,7 @@ static void open_from_record(struct agent *a, struct ask *ask)
 {
 	struct fp root;
 
-	log_warn("volume %s: opened on the grant in its record; the meta server will be asked later",
+	log_warn("volume %s: opened on what its record holds; the meta server will be asked later",
 		 ask->info.name);
 	memcpy(root.b, ask->info.root, sizeof(root.b));
 	reply_open(a, ask, &root, ask->info.lease_epoch, ask->info.committed_cut, ask->info.size,
@@ -245,8 +258,8 @@ static void open_from_record(struct agent *a, struct ask *ask)
 
 static bool record_suffices(const struct ask *ask)
 {
-	return ask->info.size && (ask->info.flags & DM_DEDUP_VOL_GRANTED ||
-				  (ask->info.flags & DM_DEDUP_VOL_EPHEMERAL && is_dirty(&ask->info)));
+	return ask->info.volume && ask->info.size &&
+	       ask->info.flags & (DM_DEDUP_VOL_GRANTED | DM_DEDUP_VOL_READONLY);
 }
 
 static void ask_unreachable(struct agent *a, struct ask *ask, int r)
@@ -302,7 +315,6 @@ static void lease_is_lost(struct agent *a, const struct uuid *image, const char 
 
 static void open_answered(struct agent *a, struct ask *ask, int r, const struct agent_lease *lease)
 {
-	uint32_t flags = ask->info.flags;
 	struct uuid image;
 
 	memcpy(image.b, ask->info.image, sizeof(image.b));
@@ -314,7 +326,7 @@ static void open_answered(struct agent *a, struct ask *ask, int r, const struct 
 		ask_refuse(a, ask, r);
 		return;
 	}
-	if (flags & DM_DEDUP_VOL_EPHEMERAL && is_dirty(&ask->info)) {
+	if (is_dirty_ephemeral(&ask->info)) {
 		struct fp root; /* its writes stand on the root that it was opened with */
 
 		memcpy(root.b, ask->info.root, sizeof(root.b));
@@ -377,6 +389,12 @@ static void ask_upcall(struct agent *a, const struct dm_dedup_upcall *up)
 	ask->info.name[sizeof(ask->info.name) - 1] = 0;
 	if (up->type == DM_DEDUP_UP_OPEN)
 		ask->info.flags |= prepared_flags(a, ask->info.name);
+	if (up->type == DM_DEDUP_UP_OPEN && must_refuse(&ask->info)) {
+		log_warn("volume %s holds unpushed data: it is not opened as ephemeral",
+			 ask->info.name);
+		ask_refuse(a, ask, -EBUSY);
+		return;
+	}
 	ask_send(a, ask);
 }
 
