@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <czmq.h>
@@ -92,48 +91,20 @@ static void got(void *arg, int r, struct net_reply *reply)
 	ask(b);
 }
 
-/* Wall clock, and the processor time of both ends: that is the same on a busy machine. */
-struct result {
-	double gib_per_s;
-	double cpu_s_per_gib;
-};
-
-struct stopwatch {
-	uint64_t ns;
-	double cpu_s;
-};
-
-static double cpu_now(void)
+static double gib_per_s(size_t blocks, uint64_t start)
 {
-	struct rusage u;
-
-	getrusage(RUSAGE_SELF, &u);
-	return u.ru_utime.tv_sec + u.ru_stime.tv_sec +
-	       (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+	return (double)blocks * BLOCK_SIZE / (1 << 30) / ((clock_mono_ns() - start) / 1e9);
 }
 
-static struct stopwatch start_watch(void)
-{
-	return (struct stopwatch){ clock_mono_ns(), cpu_now() };
-}
-
-static struct result stop_watch(struct stopwatch w, size_t blocks)
-{
-	double gib = (double)blocks * BLOCK_SIZE / (1 << 30);
-
-	return (struct result){ gib / ((clock_mono_ns() - w.ns) / 1e9),
-				(cpu_now() - w.cpu_s) / gib };
-}
-
-static struct result run_net(struct net_ctx *server_ctx, struct net_ctx *client_ctx, const uint8_t *key,
+static double run_net(struct net_ctx *server_ctx, struct net_ctx *client_ctx, const uint8_t *key,
 		      const char *endpoint, size_t blocks, size_t window, size_t a_get)
 {
 	struct net_server *s = net_server_new(server_ctx, "data", NULL, &ops, NULL, 0, NULL);
 	struct bench b = { .blocks = a_get, .a_get = a_get };
 	struct error err = { 0 };
 	pthread_t thread;
-	struct stopwatch start;
-	struct result result;
+	uint64_t start;
+	double speed;
 
 	CHECK(s);
 	if (net_server_bind(s, endpoint, &err)) {
@@ -148,17 +119,17 @@ static struct result run_net(struct net_ctx *server_ctx, struct net_ctx *client_
 	while (b.waiting)
 		net_client_run(b.client, -1);
 	b.blocks = blocks;
-	start = start_watch();
+	start = clock_mono_ns();
 	for (size_t i = 0; i < window; i++)
 		ask(&b);
 	while (b.waiting)
 		net_client_run(b.client, -1);
-	result = stop_watch(start, blocks);
+	speed = gib_per_s(blocks, start);
 	net_client_free(b.client);
 	net_server_stop(s);
 	pthread_join(thread, NULL);
 	net_server_free(s);
-	return result;
+	return speed;
 }
 
 /* ---- ZeroMQ alone ---- */
@@ -198,7 +169,7 @@ static void raw_keys(void *server, void *client)
 	zmq_setsockopt(client, ZMQ_CURVE_SECRETKEY, secret_key, 41);
 }
 
-static struct result run_raw(bool curve, const char *endpoint, size_t blocks)
+static double run_raw(bool curve, const char *endpoint, size_t blocks)
 {
 	void *server_ctx = zmq_ctx_new(), *client_ctx = zmq_ctx_new();
 	bool same = !strncmp(endpoint, "inproc", 6);
@@ -209,8 +180,8 @@ static struct result run_raw(bool curve, const char *endpoint, size_t blocks)
 	size_t len = sizeof(bound);
 	int hwm = 8;
 	pthread_t thread;
-	struct stopwatch start;
-	struct result result;
+	uint64_t start;
+	double speed;
 
 	zmq_setsockopt(server, ZMQ_SNDHWM, &hwm, sizeof(hwm));
 	zmq_setsockopt(client, ZMQ_RCVHWM, &hwm, sizeof(hwm));
@@ -221,7 +192,7 @@ static struct result run_raw(bool curve, const char *endpoint, size_t blocks)
 	CHECK(!zmq_connect(client, bound));
 	CHECK(!pthread_create(&thread, NULL, raw_serve, &raw));
 	CHECK(zmq_send(client, "x", 1, 0) == 1);
-	start = start_watch();
+	start = clock_mono_ns();
 	for (size_t i = 0; i < blocks; i++) {
 		zmq_msg_t msg;
 
@@ -229,23 +200,22 @@ static struct result run_raw(bool curve, const char *endpoint, size_t blocks)
 		CHECK(zmq_msg_recv(&msg, client, 0) == BLOCK_SIZE);
 		zmq_msg_close(&msg);
 		if (!i)
-			start = start_watch();
+			start = clock_mono_ns();
 	}
-	result = stop_watch(start, blocks);
+	speed = gib_per_s(blocks, start);
 	CHECK(zmq_send(client, "x", 1, 0) == 1);
 	pthread_join(thread, NULL);
 	zmq_close(server);
 	zmq_close(client);
 	zmq_ctx_term(server_ctx);
 	zmq_ctx_term(client_ctx);
-	return result;
+	return speed;
 }
 
-static void report(const char *what, struct result net, struct result raw)
+static void report(const char *what, double net, double raw)
 {
-	printf("%-10s %7.2f GiB/s %6.2f CPU s/GiB   ZeroMQ alone %7.2f %6.2f   ratio %.2f, CPU %.2f\n",
-	       what, net.gib_per_s, net.cpu_s_per_gib, raw.gib_per_s, raw.cpu_s_per_gib,
-	       net.gib_per_s / raw.gib_per_s, net.cpu_s_per_gib / raw.cpu_s_per_gib);
+	printf("%-12s %6.2f GiB/s, ZeroMQ alone %6.2f GiB/s, ratio %.2f\n", what, net, raw,
+	       net / raw);
 	fflush(stdout);
 }
 

@@ -41,7 +41,7 @@ struct check {
 	int64_t after_domain;
 	struct key *keys;
 	size_t nr_keys, size;
-	uint64_t nodes, blocks;		    /* seen in all */
+	uint64_t nodes, blocks;		    /* seen in this step */
 	int64_t live_nodes, live_blocks;    /* to compare with `totals` */
 	/* of this step */
 	struct meta_call *c;
@@ -461,6 +461,7 @@ int check_step(struct meta_call *c)
 	k->used_ns = c->m->env->mono_ns(c->m->env->ctx);
 	k->reply = reply;
 	k->more_problems = 0;
+	k->nodes = k->blocks = 0;
 	r = run(k, MIN(budget ? budget : 256, 4096));
 	if (!r && k->more_problems) {
 		reply->n_problems--;

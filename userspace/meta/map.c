@@ -223,6 +223,7 @@ static int fill_places(struct meta *m, bool *changed, struct error *err)
 struct known {
 	int64_t id, state;
 	uint64_t incarnation;
+	bool anew; /* its content is not what it was: a new incarnation, or put back from a copy */
 	bool same; /* nothing that the map tells has changed */
 };
 
@@ -235,8 +236,8 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	int r;
 
 	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT id, incarnation, state, endpoint, host, rack, curve_key FROM servers "
-			"WHERE disk = ?1", V_UUID(disk));
+			"SELECT id, incarnation, state, endpoint, host, rack, curve_key, commits FROM "
+			"servers WHERE disk = ?1", V_UUID(disk));
 	if (!r)
 		r = rows_next(&rows, &c->err);
 	if (r <= 0)
@@ -244,8 +245,10 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	k->id = rows_int(&rows, 0);
 	k->incarnation = (uint64_t)rows_int(&rows, 1);
 	k->state = rows_int(&rows, 2);
+	k->anew = k->incarnation != req->incarnation ||
+		  (uint64_t)rows_int(&rows, 7) > req->commits;
 	key = rows_blob(&rows, 6, &len);
-	k->same = k->incarnation == req->incarnation && k->state == SERVER_UP &&
+	k->same = !k->anew && k->state == SERVER_UP &&
 		  !strcmp(rows_text(&rows, 3), req->endpoint) &&
 		  !strcmp(rows_text(&rows, 4), req->host) &&
 		  !strcmp(rows_text(&rows, 5), req->rack) && len == req->curve_key.len &&
@@ -270,17 +273,17 @@ static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
 				  META_MAX_SERVERS);
 	n = store_exec(s, &c->err,
 		       "INSERT INTO servers (id, disk, incarnation, endpoint, curve_key, capacity, "
-		       "free, host, rack, state, joined_s, seen_s) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, "
-		       "?8, ?9, 0, ?10, ?10)", V_INT(*id), V_UUID(disk), V_INT(req->incarnation),
+		       "free, host, rack, state, joined_s, seen_s, commits) VALUES (?1, ?2, ?3, ?4, "
+		       "?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, ?11)", V_INT(*id), V_UUID(disk), V_INT(req->incarnation),
 		       V_TEXT(req->endpoint), V_BLOB(req->curve_key.data, req->curve_key.len),
 		       V_INT(req->capacity), V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack),
-		       V_INT(now));
+		       V_INT(now), V_INT(req->commits));
 	return n < 0 ? (int)n : 0;
 }
 
 /*
- * A known disk. Another incarnation means that its content started anew: what it holds of its shards is
- * unknown until they are reconciled, except where it is the only replica there is.
+ * A known disk. If its content is not what it was, what it holds of its shards is unknown until they
+ * are reconciled, and it counts in no receipt; except where it is the only replica there is.
  */
 static int update_server(struct meta_call *c, const struct known *k)
 {
@@ -290,13 +293,13 @@ static int update_server(struct meta_call *c, const struct known *k)
 
 	n = store_exec(s, &c->err,
 		       "UPDATE servers SET incarnation = ?2, endpoint = ?3, curve_key = ?4, "
-		       "capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, "
+		       "capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, commits = ?10, "
 		       "state = CASE WHEN state IN (1, 2) THEN 0 ELSE state END WHERE id = ?1",
 		       V_INT(k->id), V_INT(req->incarnation), V_TEXT(req->endpoint),
 		       V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
 		       V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack),
-		       V_INT(call_now_s(c)));
-	if (n >= 0 && k->incarnation != req->incarnation)
+		       V_INT(call_now_s(c)), V_INT(req->commits));
+	if (n >= 0 && k->anew)
 		n = store_exec(s, &c->err,
 			       "UPDATE replicas SET state = 1 WHERE server = ?1 AND EXISTS (SELECT 1 "
 			       "FROM replicas AS other WHERE other.shard = replicas.shard AND "
@@ -313,8 +316,8 @@ static int check_join(struct meta_call *c, struct uuid *disk)
 				  req->curve_key.len);
 	if (!*req->endpoint)
 		return call_error(c, -EINVAL, "the data server names no endpoint");
-	if (req->capacity > INT64_MAX || req->free > INT64_MAX)
-		return call_error(c, -EINVAL, "capacity and free are more than 2^63 bytes");
+	if (req->capacity > INT64_MAX || req->free > INT64_MAX || req->commits > INT64_MAX)
+		return call_error(c, -EINVAL, "capacity, free or commits are beyond 2^63");
 	return call_get_uuid(c, &req->disk, "the disk's UUID", disk) ?:
 	       call_check_text(c, req->endpoint, "the endpoint") ?:
 	       call_check_text(c, req->host, "the host's name") ?:
@@ -365,7 +368,6 @@ int map_server_join(struct meta_call *c)
 	if (!r)
 		r = fill_places(c->m, &changed, &c->err);
 	if (!r && (changed || !k.same))
-		r = map_bump(c->m, changed || !known || k.incarnation !=
-			     c->req->server_join->incarnation, &c->err);
+		r = map_bump(c->m, changed || !known || k.anew, &c->err);
 	return r ? r : reply_join(c, k.id);
 }

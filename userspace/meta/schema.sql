@@ -42,7 +42,8 @@ CREATE TABLE domains (
 );
 
 -- Data servers, one for each disk. incarnation goes up when a disk's content starts anew; what
--- an older incarnation vouched for no longer counts. state: enum server_state.
+-- an older incarnation vouched for no longer counts. commits is the disk's own count of commits: if
+-- it goes down, the disk has been put back from a copy. state: enum server_state.
 CREATE TABLE servers (
 	id           INTEGER NOT NULL PRIMARY KEY,
 	disk         BYTEA NOT NULL UNIQUE,
@@ -51,6 +52,7 @@ CREATE TABLE servers (
 	curve_key    BYTEA NOT NULL,
 	capacity     BIGINT NOT NULL,
 	free         BIGINT NOT NULL,
+	commits      BIGINT NOT NULL,
 	host         TEXT NOT NULL,
 	rack         TEXT NOT NULL,
 	state        INTEGER NOT NULL,

@@ -327,9 +327,17 @@ static int take_lock(struct sqlite_store *q, const char *path, struct error *err
 static int open_db(struct sqlite_store *q, const char *path, bool create, struct error *err)
 {
 	int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
-	int rc;
+	int rc, fd;
 
-	rc = sqlite3_open_v2(path, &q->db, flags | (create ? SQLITE_OPEN_CREATE : 0), NULL);
+	/* The receipt key and the domains' keys are in it. SQLite gives its other files this mode. */
+	if (create) {
+		fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		if (fd < 0)
+			return error_set(err, -errno, "cannot create the store %s: %s", path,
+					 strerror(errno));
+		close(fd);
+	}
+	rc = sqlite3_open_v2(path, &q->db, flags, NULL);
 	if (rc != SQLITE_OK)
 		return error_set(err, errno_of(rc), "cannot open the store %s: %s", path,
 				 q->db ? sqlite3_errmsg(q->db) : "out of memory");
