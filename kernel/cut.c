@@ -10,12 +10,16 @@
  * record is durable; in memory COMMIT then replaces them, in this order:
  *
  *	1. the record, with root and committed cut, is made durable; nothing else has changed
- *	2. every entry that names a closed overlay gets the block's new base
- *	3. drain: nobody looks at the closed overlays any more
- *	4. their slots become CLEAN, or are freed, and their records follow
+ *	2. misses are resolved against the new root, and those of the old one are restarted
+ *	3. every entry that names a closed overlay gets the block's new base
+ *	4. drain: nobody looks at the closed overlays any more
+ *	5. their slots become CLEAN, or are freed, and their records follow
  *
- * A crash after 1 finds DIRTY records of a committed cut: void. A reader between 1 and 3 may
- * see the old layers or the new base: their contents are the same.
+ * A crash after 1 finds DIRTY records of a committed cut: void. A reader between 1 and 4 may
+ * see the old layers or the new base: their contents are the same. 2 comes before 3, because a
+ * block whose new base is not here is fetched as soon as its entry says so: under the old
+ * root that would bring the content from before the cut. Below an overlay the new root's
+ * block is as good as the old one's: they differ only in sectors that the overlay covers.
  */
 #include <linux/slab.h>
 #include "dedup.h"
@@ -295,8 +299,6 @@ static void commit_apply(struct volume *vol, u64 cut)
 	struct cache *c = vol->cache;
 	u64 next = 0;
 
-	while (next < vol->nr_blocks)
-		list = commit_leaf(vol, cut, &next, list);
 	/* What is left began with the cut after this one, as far as anybody knows. */
 	spin_lock(&c->lock);
 	memcpy(vol->root, vol->rec.root, sizeof(vol->root));
@@ -304,6 +306,8 @@ static void commit_apply(struct volume *vol, u64 cut)
 	spin_unlock(&c->lock);
 	/* Answers for the old root apply no more; whoever waits for one asks again. */
 	misses_restart(vol);
+	while (next < vol->nr_blocks)
+		list = commit_leaf(vol, cut, &next, list);
 	inflight_drain(&c->inflight);
 	while ((ov = list)) {
 		list = ov->next;

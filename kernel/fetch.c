@@ -315,6 +315,11 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 	if (opened)
 		this_cpu_inc(vol->stats->write_opens);
 	bd->flags |= BIO_INFLIGHT | BIO_WRITE;
+	if (bio->bi_opf & REQ_FUA) {
+		/* Its valid bits are new: durable with a commit, whose preflush covers the data. */
+		bio->bi_opf &= ~REQ_FUA;
+		bd->flags |= BIO_FUA;
+	}
 	bd->slot = ov->slot;
 	bd->offset = offset;
 	bd->sectors = bio_sectors(bio);
