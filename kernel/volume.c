@@ -618,11 +618,6 @@ int volume_open(struct volume *vol, const char *name, u32 flags, unsigned int ti
 		      vol->rec.name);
 		return -ESTALE;
 	}
-	if (dirty && (flags & DEDUP_VOL_READONLY)) {
-		/* A read-only grant has no epoch, and would say that the dirty data is not ours. */
-		DMERR("%s: holds unpushed data: open it writable, or push first", vol->rec.name);
-		return -EBUSY;
-	}
 	if (!channel_has_agent(c->channel) && vol->rec.id && !(vol->rec.flags & broken) &&
 	    ((vol->rec.flags & DEDUP_VOL_GRANTED) || (flags & DEDUP_VOL_READONLY))) {
 		WRITE_ONCE(vol->open, true);
