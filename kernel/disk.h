@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The disk as the metadata sees it: the seam between what is shared with the offline tools
- * and tests, and the block device (kernel/disk.c) or file (userspace/cache/file.c) below.
+ * and tests, and the block device (kernel/bdev.c) or file (userspace/cache/disk_file.c) below.
  */
 #ifndef DEDUP_DISK_H
 #define DEDUP_DISK_H

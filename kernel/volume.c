@@ -581,6 +581,9 @@ static int volume_ask_grant(struct volume *vol, const char *name, u32 *flags, un
 	spin_lock(&c->lock);
 	cookie = cache_new_id(c);
 	volume_info(vol, grant);
+	/* How a clean volume was opened before does not matter: the table says how it is now. */
+	if (!volume_is_dirty(vol))
+		grant->flags &= ~(DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
 	spin_unlock(&c->lock);
 	strscpy(grant->name, name, sizeof(grant->name));
 	grant->flags |= *flags;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <czmq.h>
@@ -91,20 +92,48 @@ static void got(void *arg, int r, struct net_reply *reply)
 	ask(b);
 }
 
-static double gib_per_s(size_t blocks, uint64_t start)
+/* Wall clock, and the processor time of both ends: that is the same on a busy machine. */
+struct result {
+	double gib_per_s;
+	double cpu_s_per_gib;
+};
+
+struct stopwatch {
+	uint64_t ns;
+	double cpu_s;
+};
+
+static double cpu_now(void)
 {
-	return (double)blocks * BLOCK_SIZE / (1 << 30) / ((clock_mono_ns() - start) / 1e9);
+	struct rusage u;
+
+	getrusage(RUSAGE_SELF, &u);
+	return u.ru_utime.tv_sec + u.ru_stime.tv_sec +
+	       (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
 }
 
-static double run_net(struct net_ctx *server_ctx, struct net_ctx *client_ctx, const uint8_t *key,
+static struct stopwatch start_watch(void)
+{
+	return (struct stopwatch){ clock_mono_ns(), cpu_now() };
+}
+
+static struct result stop_watch(struct stopwatch w, size_t blocks)
+{
+	double gib = (double)blocks * BLOCK_SIZE / (1 << 30);
+
+	return (struct result){ gib / ((clock_mono_ns() - w.ns) / 1e9),
+				(cpu_now() - w.cpu_s) / gib };
+}
+
+static struct result run_net(struct net_ctx *server_ctx, struct net_ctx *client_ctx, const uint8_t *key,
 		      const char *endpoint, size_t blocks, size_t window, size_t a_get)
 {
 	struct net_server *s = net_server_new(server_ctx, "data", NULL, &ops, NULL, 0, NULL);
 	struct bench b = { .blocks = a_get, .a_get = a_get };
 	struct error err = { 0 };
 	pthread_t thread;
-	uint64_t start;
-	double speed;
+	struct stopwatch start;
+	struct result result;
 
 	CHECK(s);
 	if (net_server_bind(s, endpoint, &err)) {
@@ -119,17 +148,17 @@ static double run_net(struct net_ctx *server_ctx, struct net_ctx *client_ctx, co
 	while (b.waiting)
 		net_client_run(b.client, -1);
 	b.blocks = blocks;
-	start = clock_mono_ns();
+	start = start_watch();
 	for (size_t i = 0; i < window; i++)
 		ask(&b);
 	while (b.waiting)
 		net_client_run(b.client, -1);
-	speed = gib_per_s(blocks, start);
+	result = stop_watch(start, blocks);
 	net_client_free(b.client);
 	net_server_stop(s);
 	pthread_join(thread, NULL);
 	net_server_free(s);
-	return speed;
+	return result;
 }
 
 /* ---- ZeroMQ alone ---- */
@@ -169,7 +198,7 @@ static void raw_keys(void *server, void *client)
 	zmq_setsockopt(client, ZMQ_CURVE_SECRETKEY, secret_key, 41);
 }
 
-static double run_raw(bool curve, const char *endpoint, size_t blocks)
+static struct result run_raw(bool curve, const char *endpoint, size_t blocks)
 {
 	void *server_ctx = zmq_ctx_new(), *client_ctx = zmq_ctx_new();
 	bool same = !strncmp(endpoint, "inproc", 6);
@@ -180,8 +209,8 @@ static double run_raw(bool curve, const char *endpoint, size_t blocks)
 	size_t len = sizeof(bound);
 	int hwm = 8;
 	pthread_t thread;
-	uint64_t start;
-	double speed;
+	struct stopwatch start;
+	struct result result;
 
 	zmq_setsockopt(server, ZMQ_SNDHWM, &hwm, sizeof(hwm));
 	zmq_setsockopt(client, ZMQ_RCVHWM, &hwm, sizeof(hwm));
@@ -192,7 +221,7 @@ static double run_raw(bool curve, const char *endpoint, size_t blocks)
 	CHECK(!zmq_connect(client, bound));
 	CHECK(!pthread_create(&thread, NULL, raw_serve, &raw));
 	CHECK(zmq_send(client, "x", 1, 0) == 1);
-	start = clock_mono_ns();
+	start = start_watch();
 	for (size_t i = 0; i < blocks; i++) {
 		zmq_msg_t msg;
 
@@ -200,22 +229,23 @@ static double run_raw(bool curve, const char *endpoint, size_t blocks)
 		CHECK(zmq_msg_recv(&msg, client, 0) == BLOCK_SIZE);
 		zmq_msg_close(&msg);
 		if (!i)
-			start = clock_mono_ns();
+			start = start_watch();
 	}
-	speed = gib_per_s(blocks, start);
+	result = stop_watch(start, blocks);
 	CHECK(zmq_send(client, "x", 1, 0) == 1);
 	pthread_join(thread, NULL);
 	zmq_close(server);
 	zmq_close(client);
 	zmq_ctx_term(server_ctx);
 	zmq_ctx_term(client_ctx);
-	return speed;
+	return result;
 }
 
-static void report(const char *what, double net, double raw)
+static void report(const char *what, struct result net, struct result raw)
 {
-	printf("%-12s %6.2f GiB/s, ZeroMQ alone %6.2f GiB/s, ratio %.2f\n", what, net, raw,
-	       net / raw);
+	printf("%-10s %7.2f GiB/s %6.2f CPU s/GiB   ZeroMQ alone %7.2f %6.2f   ratio %.2f, CPU %.2f\n",
+	       what, net.gib_per_s, net.cpu_s_per_gib, raw.gib_per_s, raw.cpu_s_per_gib,
+	       net.gib_per_s / raw.gib_per_s, net.cpu_s_per_gib / raw.cpu_s_per_gib);
 	fflush(stdout);
 }
 

@@ -158,7 +158,7 @@ static void op_reply(void *ctx, uint64_t cookie, int error,
 		w->reply_info = *info;
 }
 
-static void op_fence(void *ctx, uint64_t volume, uint64_t epoch)
+static void op_fence(void *ctx, const struct uuid *image, uint64_t epoch)
 {
 	((struct world *)ctx)->fenced++;
 }
@@ -264,7 +264,7 @@ static void send_upcall(struct world *w, const struct miss *m, uint16_t flags)
 		.flags = flags,
 		.cookie = m->cookie,
 		.block = m->block,
-		.info = { .volume = m->volume },
+		.info = { .volume = m->volume, .image = { (uint8_t)m->volume } },
 	};
 
 	up.info.root[0] = (uint8_t)m->volume;
@@ -459,6 +459,7 @@ static void connect_cache(struct world *w)
 
 	for (i = 0; i < 3; i++) {
 		volumes[i].volume = i + 1;
+		volumes[i].image[0] = (uint8_t)(i + 1);
 		volumes[i].size = 1000 * BLOCK_SIZE;
 		snprintf(volumes[i].name, sizeof(volumes[i].name), "vm%zu", i + 1);
 	}
@@ -748,12 +749,11 @@ static void upcall(struct world *w, uint16_t type, uint32_t flags, uint64_t epoc
 		.size = sizeof(up),
 		.type = type,
 		.cookie = w->next_cookie++,
-		.info = { .volume = 10, .flags = flags, .lease_epoch = epoch, .committed_cut = 3,
-			  .size = 1000 * BLOCK_SIZE, .name = "web-01" },
+		.info = { .volume = 10, .image = { 5 }, .flags = flags, .lease_epoch = epoch,
+			  .committed_cut = 3, .size = 1000 * BLOCK_SIZE, .name = "web-01" },
 	};
 
 	up.info.root[0] = 8;
-	up.info.image[0] = 5;
 	if (type == DM_DEDUP_UP_LOOKUP)
 		memset(&up.info, 0, offsetof(struct dm_dedup_volume_info, name));
 	agent_upcalls(w->agent, &up, 1);
@@ -813,6 +813,14 @@ static const struct open_case open_cases[] = {
 	  false, false, 0 },
 	{ "offline, dirty, with a grant", DM_DEDUP_VOL_GRANTED | DM_DEDUP_VOL_DIRTY, 6, true, 0, 0,
 	  6, 3, 8, true, false, 0 },
+	{ "dirty, read-only: its lease is confirmed", DM_DEDUP_VOL_DIRTY | DM_DEDUP_VOL_GRANTED |
+	  DM_DEDUP_VOL_READONLY, 6, false, 0, 0, 6, 4, 9, true, false, 0 },
+	{ "dirty, now ephemeral: refused", DM_DEDUP_VOL_DIRTY | DM_DEDUP_VOL_GRANTED |
+	  DM_DEDUP_VOL_EPHEMERAL, 6, false, 0, EBUSY, 0, 0, 0, false, false, 0 },
+	{ "dirty and ephemeral: on its own root", DM_DEDUP_VOL_DIRTY | DM_DEDUP_VOL_GRANTED |
+	  DM_DEDUP_VOL_EPHEMERAL, 0, false, 0, 0, 0, 3, 8, false, true, 0 },
+	{ "offline, read-only: from the record", DM_DEDUP_VOL_READONLY, 0, true, 0, 0, 0, 3, 8,
+	  false, true, 0 },
 	{ "offline without a grant: times out", 0, 0, true, 0, ETIMEDOUT, 0, 0, 0, false, false,
 	  0 },
 };

@@ -300,11 +300,11 @@ static void fill(struct env *e, struct content *c, bool checkpoint)
 	static const u8 incarnation[16] = { 1 };
 	struct dedup_why why = { "" };
 	struct dedup_ledger l;
-	struct cache_file f;
+	struct disk_file f;
 	bool more;
 	u32 nr;
 
-	assert_int_equal(cache_file_open(&f, e->path, true, &e->err), 0);
+	assert_int_equal(disk_file_open(&f, e->path, true, &e->err), 0);
 	if (dedup_ledger_open(&l, &f.disk, &why))
 		fail_msg("%s", why.text);
 	if (dedup_ledger_start(&l, incarnation, &why))
@@ -315,7 +315,7 @@ static void fill(struct env *e, struct content *c, bool checkpoint)
 	if (checkpoint)
 		assert_int_equal(dedup_ledger_stop(&l, &why), 0);
 	dedup_ledger_close(&l);
-	cache_file_close(&f);
+	disk_file_close(&f);
 }
 
 static void some_content(struct content *c)
@@ -441,7 +441,7 @@ static void test_rot(void **state)
 	struct env *e = *state;
 	struct dedup_why why = { "" };
 	struct dedup_ledger l;
-	struct cache_file f;
+	struct disk_file f;
 	struct content c;
 	u32 seen = 0;
 
@@ -450,7 +450,7 @@ static void test_rot(void **state)
 	fill(e, &c, true);
 	some_content(&c);
 	fill(e, &c, true);
-	assert_int_equal(cache_file_open(&f, e->path, false, &e->err), 0);
+	assert_int_equal(disk_file_open(&f, e->path, false, &e->err), 0);
 	assert_int_equal(dedup_ledger_open(&l, &f.disk, &why), 0);
 	for (u32 page = 0; page < l.sb.table_pages; page++) {
 		struct dedup_disk_entry *en = &l.table.dir[page];
@@ -481,7 +481,7 @@ static void test_rot(void **state)
 	rot(e, l.sb.journal_start + 4096ULL * l.journal.checkpoint_page + 200);
 	expect(e, 1, "journal");
 	dedup_ledger_close(&l);
-	cache_file_close(&f);
+	disk_file_close(&f);
 }
 
 static void test_rotten_journal(void **state)
@@ -489,7 +489,7 @@ static void test_rotten_journal(void **state)
 	struct env *e = *state;
 	struct dedup_why why = { "" };
 	struct dedup_ledger l;
-	struct cache_file f;
+	struct disk_file f;
 	struct content c;
 	u64 journal;
 	u8 zeros[4096] = { 0 };
@@ -497,7 +497,7 @@ static void test_rotten_journal(void **state)
 	u32 nr;
 
 	format(e, NULL);
-	assert_int_equal(cache_file_open(&f, e->path, true, &e->err), 0);
+	assert_int_equal(disk_file_open(&f, e->path, true, &e->err), 0);
 	assert_int_equal(dedup_ledger_open(&l, &f.disk, &why), 0);
 	assert_int_equal(dedup_ledger_start(&l, zeros, &why), 0);
 	journal = l.sb.journal_start + 4096ULL * (l.journal.checkpoint_page + 1);
@@ -506,7 +506,7 @@ static void test_rotten_journal(void **state)
 		assert_int_equal(dedup_ledger_commit(&l, next, &c, &nr, &more), 0);
 	}
 	dedup_ledger_close(&l);
-	cache_file_close(&f);
+	disk_file_close(&f);
 	assert_int_equal(check(e).problems, 0);
 
 	/* In the middle of the chain, with valid ones behind it. */

@@ -162,6 +162,43 @@ static void test_hostile_client(void **state)
 	hostile_client("inproc://victim");
 }
 
+/* A client that asks and does not read: its replies wait up to a bound, then it gets no more. */
+static void test_slow_reader(void **state)
+{
+	static uint8_t fps[PROTO_MAX_BLOCKS * 32], buf[sizeof(fps) + 256];
+	struct net_ctx *ctx = netw_context(NULL, NULL);
+	struct netw_server *s = netw_server_start(ctx, false, "tcp://127.0.0.1:*");
+	struct net_client *c = netw_client(ctx, net_server_endpoint(s->net, 0), NULL);
+	void *raw = zmq_socket(ctx->zmq, ZMQ_DEALER);
+	Vmdedup__Get get = VMDEDUP__GET__INIT;
+	Vmdedup__Request req = netw_request(VMDEDUP__REQUEST__BODY_GET, &get);
+	const int one = 1, linger = 0;
+	struct net_reply reply;
+	uint64_t refused;
+
+	zmq_setsockopt(raw, ZMQ_LINGER, &linger, sizeof(linger));
+	zmq_setsockopt(raw, ZMQ_RCVHWM, &one, sizeof(one));
+	assert_int_equal(zmq_connect(raw, net_server_endpoint(s->net, 0)), 0);
+	raw_hello(raw, 1, PROTO_VERSION);
+	get.fingerprints.data = fps;
+	get.fingerprints.len = sizeof(fps);
+	/* 64 MiB each; a few more are on their way through sockets and queues. */
+	for (uint64_t i = 0; i < 60; i++)
+		raw_send(raw, buf, pack_request(&req, i + 2, 0, buf), 0, 0);
+	do {
+		assert_int_equal(netw_call(c, VMDEDUP__REQUEST__BODY_DATA_STAT, &netw_data_stat,
+					   &reply, NULL),
+				 0);
+		refused = reply.header->data_stat->gets;
+		net_reply_free(&reply);
+	} while (refused < 20);
+	net_client_free(c);
+	zmq_close(raw);
+	netw_server_stop(s);
+	net_ctx_free(ctx);
+	netw_server_free(s);
+}
+
 /* The client's side: a raw ROUTER that forgets, repeats itself and talks nonsense. */
 struct raw_server {
 	void *socket;
@@ -297,11 +334,11 @@ static void test_peer_table(void **state)
 
 	peer_table_init(&t);
 	for (uint32_t i = 0; i < NET_MAX_PEERS + 1; i++) {
-		struct peer *p = peer_new(i % 3, &i, sizeof(i));
+		struct peer *p = peer_find_or_add(&t, i % 3, &i, sizeof(i));
 
 		assert_non_null(p);
-		peer_add(&t, p);
-		peer_put(p);
+		assert_false(p->said_hello);
+		assert_ptr_equal(peer_find(&t, i % 3, &i, sizeof(i)), p);
 		/* Number 0 speaks now and then. */
 		if (i % 1000 == 0)
 			assert_non_null(peer_find(&t, 0, &(uint32_t){0}, 4));
@@ -322,6 +359,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_hostile_client),
+		cmocka_unit_test(test_slow_reader),
 		cmocka_unit_test(test_hostile_server),
 		cmocka_unit_test(test_peer_table),
 	};

@@ -53,6 +53,20 @@ static void answer_put(struct net_request *req)
 	net_reply_send(req, &reply, NULL, 0);
 }
 
+static void answer_stat(struct netw_server *s, struct net_request *req)
+{
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	Vmdedup__DataStatReply stat = VMDEDUP__DATA_STAT_REPLY__INIT;
+	struct net_server_stats stats;
+
+	net_server_stats(s->net, &stats);
+	stat.gets = stats.refused;
+	reply.error_text = (char *)net_request_peer(req);
+	reply.body_case = VMDEDUP__REPLY__BODY_DATA_STAT;
+	reply.data_stat = &stat;
+	net_reply_send(req, &reply, NULL, 0);
+}
+
 static void server_handle(void *ctx, struct net_request *req)
 {
 	const Vmdedup__Request *header = net_request_header(req);
@@ -74,13 +88,9 @@ static void server_handle(void *ctx, struct net_request *req)
 			while (s->nr_deferred)
 				answer_put(s->deferred[--s->nr_deferred]);
 		break;
-	case VMDEDUP__REQUEST__BODY_DATA_STAT: {
-		Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
-
-		reply.error_text = (char *)net_request_peer(req);
-		net_reply_send(req, &reply, NULL, 0);
+	case VMDEDUP__REQUEST__BODY_DATA_STAT:
+		answer_stat(s, req);
 		break;
-	}
 	case VMDEDUP__REQUEST__BODY_SHARD_LIST: {
 		/* More than may be sent. */
 		struct net_frame frames[PROTO_MAX_FRAMES + 1] = {0};

@@ -13,8 +13,8 @@
 
 /*
  * GET: blocks of 'b', without a copy. PUT: the sum of the payload's bytes, in DataStatReply.puts,
- * at the end of the batch. DATA_STAT: the peer's name in error_text. SHARD_LIST: tries to send too
- * much. All else: ENOENT.
+ * at the end of the batch. DATA_STAT: the peer's name in error_text, refused requests in
+ * DataStatReply.gets. SHARD_LIST: tries to send too much. All else: ENOENT.
  */
 struct netw_server {
 	struct net_ctx *ctx;

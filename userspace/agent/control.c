@@ -20,6 +20,7 @@ struct volumes_request {
 
 struct push_request {
 	struct pusher_task task;
+	struct daemon *daemon;
 	struct net_request *req;
 };
 
@@ -104,6 +105,8 @@ static void reply_status(struct daemon *d, struct net_request *req, uint64_t dir
 static void fill_volume(struct daemon *d, Vmdedup__Volume *v,
 			const struct dm_dedup_volume_info *info, char trouble[256])
 {
+	struct uuid image;
+
 	vmdedup__volume__init(v);
 	v->id = info->volume;
 	v->name = (char *)info->name;
@@ -116,7 +119,8 @@ static void fill_volume(struct daemon *d, Vmdedup__Volume *v,
 	v->dirty_bytes = info->dirty_bytes;
 	v->oldest_ms = info->oldest_ms;
 	v->root = bytes(info->root, sizeof(info->root));
-	v->fetches = agent_volume_fetches(d->agent, info->volume);
+	memcpy(image.b, info->image, sizeof(image.b));
+	v->fetches = agent_image_fetches(d->agent, &image);
 	pusher_trouble(d->pusher, info->volume, trouble);
 	v->trouble = trouble;
 }
@@ -201,6 +205,8 @@ static void push_done(struct work *w)
 		free(p);
 		return;
 	}
+	if (p->task.kind == TASK_DETACH)
+		agent_forget_volume(p->daemon->agent, p->task.name);
 	body.cut = result->cut;
 	body.blocks = result->blocks;
 	body.new_blocks = result->new_blocks;
@@ -214,8 +220,8 @@ static void push_done(struct work *w)
 	free(p);
 }
 
-static struct push_request *push_new(struct net_request *req, enum pusher_task_kind kind,
-				     const char *name)
+static struct push_request *push_new(struct daemon *d, struct net_request *req,
+				     enum pusher_task_kind kind, const char *name)
 {
 	struct push_request *p;
 
@@ -232,6 +238,7 @@ static struct push_request *push_new(struct net_request *req, enum pusher_task_k
 	p->task.work.done = push_done;
 	p->task.kind = kind;
 	strcpy(p->task.name, name);
+	p->daemon = d;
 	p->req = req;
 	return p;
 }
@@ -239,7 +246,7 @@ static struct push_request *push_new(struct net_request *req, enum pusher_task_k
 static void handle_push(struct daemon *d, struct net_request *req)
 {
 	const Vmdedup__VolumePush *msg = net_request_header(req)->volume_push;
-	struct push_request *p = push_new(req, TASK_PUSH, msg->name);
+	struct push_request *p = push_new(d, req, TASK_PUSH, msg->name);
 
 	if (!p)
 		return;
@@ -251,7 +258,7 @@ static void handle_push(struct daemon *d, struct net_request *req)
 static void handle_detach(struct daemon *d, struct net_request *req)
 {
 	const Vmdedup__VolumeDetach *msg = net_request_header(req)->volume_detach;
-	struct push_request *p = push_new(req, TASK_DETACH, msg->name);
+	struct push_request *p = push_new(d, req, TASK_DETACH, msg->name);
 
 	if (!p)
 		return;

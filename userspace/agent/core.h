@@ -66,7 +66,7 @@ struct agent_ops {
 	void (*fail)(void *ctx, uint64_t cookie, int error);
 	void (*reply)(void *ctx, uint64_t cookie, int error,
 		      const struct dm_dedup_volume_info *info);
-	void (*fence)(void *ctx, uint64_t volume, uint64_t epoch);
+	void (*fence)(void *ctx, const struct uuid *image, uint64_t epoch);
 
 	/* The network. Answers: agent_resolve_done(), agent_get_done(), agent_image_done(),
 	 * agent_lease_done(). */
@@ -142,7 +142,9 @@ int agent_prepare(struct agent *a, const char *name, uint32_t flags);
 void agent_ask_image(struct agent *a, const char *name,
 		     void (*done)(void *arg, int r, const struct agent_image *image), void *arg);
 void agent_stats(struct agent *a, struct agent_stats *stats);
-uint64_t agent_volume_fetches(struct agent *a, uint64_t volume);
+uint64_t agent_image_fetches(struct agent *a, const struct uuid *image);
+/* A volume was released: nothing of it is kept. */
+void agent_forget_volume(struct agent *a, const char *name);
 /* A volume of this image is open here for writing. */
 bool agent_writes_image(struct agent *a, const struct uuid *image);
 

@@ -31,6 +31,7 @@ struct flight;
 struct wait {
 	struct job job; /* its resolve, or the MAP of zeros */
 	uint64_t cookie, volume, block, size;
+	struct uuid image;
 	struct fp root;
 	bool readahead;
 	struct flight *flight;
@@ -90,9 +91,9 @@ struct ask {
 };
 LIST_HEAD(ask_list, ask);
 
+/* An image on this host. Its volume's id is the kernel's, and changes with every new grant. */
 struct volume {
 	struct job confirm;
-	uint64_t id;
 	struct uuid image;
 	char name[DM_DEDUP_NAME_SIZE];
 	uint64_t size;
@@ -160,7 +161,7 @@ void fetch_tick(struct agent *a, uint64_t now);
 uint64_t fetch_next_ns(struct agent *a);
 
 /* volume.c */
-struct volume *volume_find(struct agent *a, uint64_t id);
+struct volume *volume_find(struct agent *a, const struct uuid *image);
 int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info);
 void volume_upcall(struct agent *a, const struct dm_dedup_upcall *up);
 void volume_forget_all(struct agent *a, bool asks_of_people);

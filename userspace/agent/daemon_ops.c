@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include "agent/daemon.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 
@@ -22,10 +23,26 @@ struct cache_call {
 		struct dm_dedup_fail fail;
 		struct dm_dedup_reply reply;
 		struct {
-			uint64_t volume, epoch;
+			struct uuid image;
+			uint64_t epoch;
 		} fence;
 	};
 };
+
+/* The kernel names a volume by an id that is new with every grant: the record tells it. */
+static int fence_image(struct cache *c, const struct uuid *image, uint64_t epoch)
+{
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	size_t i, count;
+	int r;
+
+	r = cache_volumes(c, &infos, &count);
+	for (i = 0; !r && i < count; i++)
+		if (!memcmp(infos[i].image, image->b, sizeof(image->b)) &&
+		    infos[i].lease_epoch == epoch)
+			return c->ops->fence(c, infos[i].volume, epoch);
+	return r ? r : -ENOENT;
+}
 
 static void run_call(struct work *w)
 {
@@ -46,7 +63,7 @@ static void run_call(struct work *w)
 		call->r = c->ops->reply(c, &call->reply);
 		break;
 	case CALL_FENCE:
-		call->r = c->ops->fence(c, call->fence.volume, call->fence.epoch);
+		call->r = fence_image(c, &call->fence.image, call->fence.epoch);
 		break;
 	}
 }
@@ -74,8 +91,8 @@ static void call_done(struct work *w)
 		break;
 	case CALL_FENCE:
 		if (call->r)
-			log_error("cannot fence volume %llu: %s",
-				  (unsigned long long)call->fence.volume, strerror(-call->r));
+			log_error("cannot fence a volume whose lease is lost: %s",
+				  strerror(-call->r));
 		break;
 	case CALL_FAIL:
 	case CALL_REPLY:
@@ -165,14 +182,14 @@ static void op_reply(void *ctx, uint64_t cookie, int error,
 	pool_submit(d->calls, &call->work);
 }
 
-static void op_fence(void *ctx, uint64_t volume, uint64_t epoch)
+static void op_fence(void *ctx, const struct uuid *image, uint64_t epoch)
 {
 	struct daemon *d = ctx;
 	struct cache_call *call = call_new(d, CALL_FENCE, 0);
 
 	if (!call)
 		return;
-	call->fence.volume = volume;
+	call->fence.image = *image;
 	call->fence.epoch = epoch;
 	pool_submit(d->calls, &call->work);
 }

@@ -36,7 +36,7 @@ static void wait_free(struct agent *a, struct wait *w)
 /* The kernel has its answer, or no longer wants one. */
 static void wait_end(struct agent *a, struct wait *w, uint64_t *provenance)
 {
-	struct volume *v = volume_find(a, w->volume);
+	struct volume *v = volume_find(a, &w->image);
 
 	if (provenance == &a->stats.stale) {
 		a->stats.stale++;
@@ -57,7 +57,7 @@ static void wait_retry_later(struct agent *a, struct wait *w)
 
 static void wait_resolve(struct agent *a, struct wait *w)
 {
-	struct volume *v = volume_find(a, w->volume);
+	struct volume *v = volume_find(a, &w->image);
 
 	if (!w->size && v)
 		w->size = v->size;
@@ -123,6 +123,7 @@ void fetch_upcall(struct agent *a, const struct dm_dedup_upcall *up)
 	w->volume = up->info.volume;
 	w->block = up->block;
 	w->size = up->info.size;
+	memcpy(w->image.b, up->info.image, sizeof(w->image.b));
 	w->readahead = up->flags & DM_DEDUP_UP_READAHEAD;
 	memcpy(w->root.b, up->info.root, FP_SIZE);
 	LIST_INSERT_HEAD(wait_bucket(a, w->cookie), w, by_cookie);

@@ -17,6 +17,7 @@
 #define RETRY_LAST_MS	 60000
 #define OPEN_TIMEOUT_MS	 3000
 #define META_TIMEOUT_MS	 5000
+#define MAX_DISCARDED	 64
 #define MAX_WANTS	 256 /* volumes with a wish or a failure; beyond it the look finds them */
 
 /* A volume that wants a push, or whose last one failed. */
@@ -35,6 +36,9 @@ struct pusher {
 	pthread_t thread;
 	struct push_env env;
 	struct push_cluster servers;
+	/* Ephemeral volumes that their CLOSE has discarded: a detach may come after it. */
+	char discarded[MAX_DISCARDED][DM_DEDUP_NAME_SIZE];
+	unsigned int next_discarded;
 
 	pthread_mutex_t lock; /* guards all below */
 	pthread_cond_t some;
@@ -404,6 +408,33 @@ static int release_volume(struct pusher *p, const struct dm_dedup_volume_info *v
 	return 0;
 }
 
+static int task_discard(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	int r;
+
+	r = find_volume(p, task, &v, &task->err);
+	if (r || !(v.flags & DM_DEDUP_VOL_EPHEMERAL) || v.flags & DM_DEDUP_VOL_OPEN)
+		return r;
+	r = release_volume(p, &v, true, &task->err);
+	if (!r)
+		memcpy(p->discarded[p->next_discarded++ % MAX_DISCARDED], v.name, sizeof(v.name));
+	return r;
+}
+
+/* True once for each. */
+static bool was_discarded(struct pusher *p, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < MAX_DISCARDED; i++)
+		if (!strcmp(p->discarded[i], name)) {
+			p->discarded[i][0] = 0;
+			return true;
+		}
+	return false;
+}
+
 static int task_detach(struct pusher *p, struct pusher_task *task)
 {
 	struct dm_dedup_volume_info v;
@@ -412,6 +443,10 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 	int r;
 
 	r = find_volume(p, task, &v, &task->err);
+	if (r == -ENOENT && was_discarded(p, task->name)) {
+		task->err.code = 0;
+		return 0;
+	}
 	if (r)
 		return r;
 	if (v.flags & DM_DEDUP_VOL_OPEN)
@@ -443,17 +478,6 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 	holder(p, &cache);
 	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
 				    &task->err);
-}
-
-static int task_discard(struct pusher *p, struct pusher_task *task)
-{
-	struct dm_dedup_volume_info v;
-	int r;
-
-	r = find_volume(p, task, &v, &task->err);
-	if (!r && v.flags & DM_DEDUP_VOL_EPHEMERAL && !(v.flags & DM_DEDUP_VOL_OPEN))
-		r = release_volume(p, &v, true, &task->err);
-	return r;
 }
 
 static void run_task(struct pusher *p, struct pusher_task *task)

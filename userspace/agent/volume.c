@@ -6,12 +6,12 @@
 #include "agent/core_impl.h"
 #include "base/log.h"
 
-struct volume *volume_find(struct agent *a, uint64_t id)
+struct volume *volume_find(struct agent *a, const struct uuid *image)
 {
 	struct volume *v;
 
 	LIST_FOREACH(v, &a->volumes, link)
-		if (v->id == id)
+		if (uuid_equal(&v->image, image))
 			return v;
 	return NULL;
 }
@@ -24,13 +24,16 @@ static bool is_dirty(const struct dm_dedup_volume_info *info)
 /* A volume's record as the kernel tells it. */
 int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info)
 {
-	struct volume *v = volume_find(a, info->volume);
+	struct volume *v;
+	struct uuid image;
 
+	memcpy(image.b, info->image, sizeof(image.b));
+	v = volume_find(a, &image);
 	if (!v) {
 		v = calloc(1, sizeof(*v));
 		if (!v)
 			return -ENOMEM;
-		v->id = info->volume;
+		v->image = image;
 		LIST_INSERT_HEAD(&a->volumes, v, link);
 		/* It was open before this agent was there: somebody may have broken its lease. */
 		v->unconfirmed = (info->flags & DM_DEDUP_VOL_OPEN) &&
@@ -39,7 +42,6 @@ int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info)
 						  DM_DEDUP_VOL_DIVERGED));
 		v->retry_ns = agent_now(a);
 	}
-	memcpy(v->image.b, info->image, sizeof(v->image.b));
 	memcpy(v->name, info->name, sizeof(v->name));
 	v->name[sizeof(v->name) - 1] = 0;
 	v->size = info->size;
@@ -65,9 +67,17 @@ static struct volume *volume_by_name(struct agent *a, const char *name)
 	return NULL;
 }
 
-uint64_t agent_volume_fetches(struct agent *a, uint64_t volume)
+void agent_forget_volume(struct agent *a, const char *name)
 {
-	struct volume *v = volume_find(a, volume);
+	struct volume *v = volume_by_name(a, name);
+
+	if (v && !(v->flags & DM_DEDUP_VOL_OPEN))
+		volume_free(a, v);
+}
+
+uint64_t agent_image_fetches(struct agent *a, const struct uuid *image)
+{
+	struct volume *v = volume_find(a, image);
 
 	return v ? v->fetches : 0;
 }
@@ -132,6 +142,18 @@ int agent_prepare(struct agent *a, const char *name, uint32_t flags)
 
 /* ---- LOOKUP and OPEN ---- */
 
+/* A volume that was opened ephemeral holds no lease; one that holds a lease is not to lose what
+ * was not pushed because its next table says `ephemeral`. */
+static bool is_dirty_ephemeral(const struct dm_dedup_volume_info *info)
+{
+	return is_dirty(info) && info->flags & DM_DEDUP_VOL_EPHEMERAL && !info->lease_epoch;
+}
+
+static bool must_refuse(const struct dm_dedup_volume_info *info)
+{
+	return is_dirty(info) && info->flags & DM_DEDUP_VOL_EPHEMERAL && info->lease_epoch;
+}
+
 static void ask_send(struct agent *a, struct ask *ask)
 {
 	struct agent_lease take = { .epoch = ask->info.lease_epoch };
@@ -143,8 +165,9 @@ static void ask_send(struct agent *a, struct ask *ask)
 		return;
 	}
 	memcpy(take.image.b, ask->info.image, sizeof(take.image.b));
-	take.readonly = flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
-	take.confirm_only = !take.readonly && is_dirty(&ask->info);
+	take.confirm_only = is_dirty(&ask->info) && !is_dirty_ephemeral(&ask->info);
+	take.readonly = !take.confirm_only &&
+			flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
 	a->ops->lease(a->ctx, job_start(a, &ask->job, JOB_ASK, ask), &take);
 }
 
@@ -201,15 +224,17 @@ static void reply_open(struct agent *a, struct ask *ask, const struct fp *root, 
 		.flags = ask->info.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL),
 	};
 	struct volume *v;
+	struct uuid image;
 
 	memcpy(info.root, root->b, sizeof(info.root));
+	memcpy(image.b, ask->info.image, sizeof(image.b));
 	ask->info.size = size;
 	ask->info.lease_epoch = epoch;
 	ask->info.flags |= DM_DEDUP_VOL_OPEN;
 	if (epoch)
 		ask->info.flags |= DM_DEDUP_VOL_GRANTED;
 	if (!volume_learn(a, &ask->info)) {
-		v = volume_find(a, ask->info.volume);
+		v = volume_find(a, &image);
 		v->unconfirmed = !confirmed;
 		v->attempt = 0;
 		v->retry_ns = agent_now(a);
@@ -224,7 +249,7 @@ static void open_from_record(struct agent *a, struct ask *ask)
 {
 	struct fp root;
 
-	log_warn("volume %s: opened on the grant in its record; the meta server will be asked later",
+	log_warn("volume %s: opened on what its record holds; the meta server will be asked later",
 		 ask->info.name);
 	memcpy(root.b, ask->info.root, sizeof(root.b));
 	reply_open(a, ask, &root, ask->info.lease_epoch, ask->info.committed_cut, ask->info.size,
@@ -233,8 +258,8 @@ static void open_from_record(struct agent *a, struct ask *ask)
 
 static bool record_suffices(const struct ask *ask)
 {
-	return ask->info.size && (ask->info.flags & DM_DEDUP_VOL_GRANTED ||
-				  (ask->info.flags & DM_DEDUP_VOL_EPHEMERAL && is_dirty(&ask->info)));
+	return ask->info.volume && ask->info.size &&
+	       ask->info.flags & (DM_DEDUP_VOL_GRANTED | DM_DEDUP_VOL_READONLY);
 }
 
 static void ask_unreachable(struct agent *a, struct ask *ask, int r)
@@ -279,27 +304,29 @@ void agent_image_done(struct agent *a, uint64_t id, int r, const struct agent_im
 }
 
 /* The meta server has refused to confirm the lease of a volume that holds unpushed writes. */
-static void lease_is_lost(struct agent *a, uint64_t volume, const char *name, uint64_t epoch)
+static void lease_is_lost(struct agent *a, const struct uuid *image, const char *name,
+			  uint64_t epoch)
 {
 	log_error("volume %s: its lease (epoch %llu) is no longer this host's: writes stop, and what "
 		  "was not pushed waits to be recovered as a new image",
 		  name, (unsigned long long)epoch);
-	a->ops->fence(a->ctx, volume, epoch);
+	a->ops->fence(a->ctx, image, epoch);
 }
 
 static void open_answered(struct agent *a, struct ask *ask, int r, const struct agent_lease *lease)
 {
-	uint32_t flags = ask->info.flags;
+	struct uuid image;
 
+	memcpy(image.b, ask->info.image, sizeof(image.b));
 	if (r) {
 		if (r == -ESTALE && is_dirty(&ask->info))
-			lease_is_lost(a, ask->info.volume, ask->info.name, ask->info.lease_epoch);
+			lease_is_lost(a, &image, ask->info.name, ask->info.lease_epoch);
 		else
 			log_warn("cannot open image %s: %s", ask->info.name, strerror(-r));
 		ask_refuse(a, ask, r);
 		return;
 	}
-	if (flags & DM_DEDUP_VOL_EPHEMERAL && is_dirty(&ask->info)) {
+	if (is_dirty_ephemeral(&ask->info)) {
 		struct fp root; /* its writes stand on the root that it was opened with */
 
 		memcpy(root.b, ask->info.root, sizeof(root.b));
@@ -333,7 +360,7 @@ void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_le
 	}
 	v->unconfirmed = false;
 	if (r)
-		lease_is_lost(a, v->id, v->name, v->epoch);
+		lease_is_lost(a, &v->image, v->name, v->epoch);
 }
 
 static bool ask_is_under_way(struct agent *a, uint64_t cookie)
@@ -362,6 +389,12 @@ static void ask_upcall(struct agent *a, const struct dm_dedup_upcall *up)
 	ask->info.name[sizeof(ask->info.name) - 1] = 0;
 	if (up->type == DM_DEDUP_UP_OPEN)
 		ask->info.flags |= prepared_flags(a, ask->info.name);
+	if (up->type == DM_DEDUP_UP_OPEN && must_refuse(&ask->info)) {
+		log_warn("volume %s holds unpushed data: it is not opened as ephemeral",
+			 ask->info.name);
+		ask_refuse(a, ask, -EBUSY);
+		return;
+	}
 	ask_send(a, ask);
 }
 
@@ -384,8 +417,11 @@ void agent_ask_image(struct agent *a, const char *name,
 
 static void volume_closed(struct agent *a, const struct dm_dedup_volume_info *info)
 {
-	struct volume *v = volume_find(a, info->volume);
+	struct volume *v;
+	struct uuid image;
 
+	memcpy(image.b, info->image, sizeof(image.b));
+	v = volume_find(a, &image);
 	if (v) {
 		v->flags &= ~DM_DEDUP_VOL_OPEN;
 		v->unconfirmed = false;

@@ -22,25 +22,25 @@ void cache_info_fill(struct cache_info *info, const struct dedup_super *sb)
 
 _Static_assert(CACHE_LABEL_MAX + 1 == DEDUP_LABEL_BYTES, "label");
 
-static int open_supers(struct cache_file *f, const char *path, bool writable,
+static int open_supers(struct disk_file *f, const char *path, bool writable,
 		       struct dedup_super *sb, int errors[2], struct error *err)
 {
 	struct dedup_why why = { "" };
-	int r = cache_file_open(f, path, writable, err);
+	int r = disk_file_open(f, path, writable, err);
 
 	if (r)
 		return r;
 	r = dedup_supers_read(&f->disk, sb, errors, &why);
 	if (!r)
 		return 0;
-	cache_file_close(f);
+	disk_file_close(f);
 	return error_set(err, r, "%s: %s", path, why.text[0] ? why.text : strerror(-r));
 }
 
 int cache_info_read(const char *path, struct cache_info *info, struct error *err)
 {
 	struct dedup_super sb;
-	struct cache_file f;
+	struct disk_file f;
 	int errors[2];
 	int r;
 
@@ -48,14 +48,14 @@ int cache_info_read(const char *path, struct cache_info *info, struct error *err
 	if (r)
 		return r;
 	cache_info_fill(info, &sb);
-	cache_file_close(&f);
+	disk_file_close(&f);
 	return 0;
 }
 
 int cache_repair(const char *path, unsigned int *repaired, struct error *err)
 {
 	struct dedup_super sb;
-	struct cache_file f;
+	struct disk_file f;
 	int errors[2];
 	int r;
 
@@ -71,7 +71,7 @@ int cache_repair(const char *path, unsigned int *repaired, struct error *err)
 		else
 			*repaired = !!errors[0] + !!errors[1];
 	}
-	cache_file_close(&f);
+	disk_file_close(&f);
 	return r;
 }
 
@@ -121,10 +121,10 @@ int cache_dump(const char *path, const struct cache_visitor *visitor, struct cac
 	};
 	struct dedup_why why = { "" };
 	struct dedup_ledger l;
-	struct cache_file f;
+	struct disk_file f;
 	int r;
 
-	r = cache_file_open(&f, path, false, err);
+	r = disk_file_open(&f, path, false, err);
 	if (r)
 		return r;
 	r = dedup_ledger_open(&l, &f.disk, &why);
@@ -136,6 +136,6 @@ int cache_dump(const char *path, const struct cache_visitor *visitor, struct cac
 	}
 	if (r < 0 && why.text[0])
 		error_set(err, r, "%s: %s", path, why.text);
-	cache_file_close(&f);
+	disk_file_close(&f);
 	return r;
 }

@@ -220,7 +220,7 @@ static int check_records(struct check *c, struct dedup_ledger *l)
 	return r;
 }
 
-static int check_disk(struct check *c, const struct cache_file *f, const char *path,
+static int check_disk(struct check *c, const struct disk_file *f, const char *path,
 		      struct error *err)
 {
 	struct dedup_why why = { "" };
@@ -257,14 +257,14 @@ int cache_check(const char *path, void (*report_problem)(void *ctx, const char *
 		struct cache_report *report, struct error *err)
 {
 	struct check c = { .report = report, .problem = report_problem, .ctx = ctx };
-	struct cache_file f;
+	struct disk_file f;
 	int r;
 
 	memset(report, 0, sizeof(*report));
-	r = cache_file_open(&f, path, false, err);
+	r = disk_file_open(&f, path, false, err);
 	if (r)
 		return r;
 	r = check_disk(&c, &f, path, err);
-	cache_file_close(&f);
+	disk_file_close(&f);
 	return r;
 }

@@ -53,7 +53,7 @@ static int lay_out(struct dedup_super *sb, const char *path, u64 bytes, u32 bloc
 }
 
 /* The start of whatever else the disk may hold: partition tables, file systems, LVM, swap. */
-static int check_empty(const struct cache_file *f, const char *path, struct error *err)
+static int check_empty(const struct disk_file *f, const char *path, struct error *err)
 {
 	CLEANUP_FREE char *buf = malloc(DEDUP_ALIGN_BYTES);
 	struct dedup_super sb;
@@ -77,7 +77,7 @@ static int check_empty(const struct cache_file *f, const char *path, struct erro
 }
 
 /* First, so that a format that is cut short leaves no cache that looks whole. */
-static int wipe_ends(const struct cache_file *f, const struct dedup_super *sb)
+static int wipe_ends(const struct disk_file *f, const struct dedup_super *sb)
 {
 	CLEANUP_FREE char *zeros = calloc(1, DEDUP_ALIGN_BYTES);
 	u64 end = dedup_super_b_offset(sb->device_bytes) + DEDUP_PAGE_BYTES;
@@ -95,7 +95,7 @@ static int wipe_ends(const struct cache_file *f, const struct dedup_super *sb)
 }
 
 /* Helps flash and thin disks; where it cannot be done nothing is lost. */
-static void discard_data(const struct cache_file *f, const struct dedup_super *sb,
+static void discard_data(const struct disk_file *f, const struct dedup_super *sb,
 			 cache_progress progress, void *ctx)
 {
 	u64 end = sb->data_start + (sb->nr_slots << sb->block_shift);
@@ -118,7 +118,7 @@ static void discard_data(const struct cache_file *f, const struct dedup_super *s
 		progress(ctx, end - sb->data_start, end - sb->data_start);
 }
 
-static int format_file(const struct cache_file *f, const char *path, const struct cache_params *p,
+static int format_file(const struct disk_file *f, const char *path, const struct cache_params *p,
 		       struct dedup_super *sb, cache_progress progress, void *ctx,
 		       struct error *err)
 {
@@ -149,18 +149,18 @@ int cache_format(const char *path, const struct cache_params *params, cache_prog
 		 void *ctx, struct cache_info *info, struct error *err)
 {
 	struct dedup_super sb;
-	struct cache_file f;
+	struct disk_file f;
 	int r;
 
 	r = check_params(params, err);
 	if (r)
 		return r;
-	r = cache_file_open(&f, path, true, err);
+	r = disk_file_open(&f, path, true, err);
 	if (r)
 		return r;
 	r = format_file(&f, path, params, &sb, progress, ctx, err);
 	if (!r && info)
 		cache_info_fill(info, &sb);
-	cache_file_close(&f);
+	disk_file_close(&f);
 	return r;
 }

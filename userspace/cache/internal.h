@@ -4,7 +4,7 @@
 
 #include "ledger.h"
 #include "cache/cache.h"
-#include "cache/file.h"
+#include "cache/disk_file.h"
 
 void cache_info_fill(struct cache_info *info, const struct dedup_super *sb);
 

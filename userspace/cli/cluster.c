@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "cli/connect.h"
+#include "cli/key.h"
 #include "cli/stores.h"
 #include "cli/ui.h"
 #include "meta/server.h"
@@ -289,6 +290,24 @@ static int check_run(struct cli *cli, const struct verb *verb, int argc, char **
 	return ck.problems ? EXIT_BAD_CONTENT : EXIT_OK;
 }
 
+/* ---- key ---- */
+
+static int key_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
+{
+	const struct opt opts[] = { OPT_END };
+	struct error err = { 0 };
+	int code;
+
+	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
+		return code;
+	if (key_pair_create(argv[0], &err))
+		return cli_fail(&err);
+	printf("%s        the public key: give it to the hosts that talk to this one\n"
+	       "%s_secret the key pair: [curve] secret of this host, and of no other\n", argv[0],
+	       argv[0]);
+	return EXIT_OK;
+}
+
 const struct verb cluster_verbs[] = {
 	{ "cluster", "init", "", "create a cluster in the configured store",
 	  "Block size and fingerprint are for ever; images of one cluster share blocks.\n\n"
@@ -306,5 +325,10 @@ const struct verb cluster_verbs[] = {
 	  "Exit code 6 when something is wrong.\n\n"
 	  "examples:\n"
 	  "  vmdedup cluster check\n", check_run },
+	{ "cluster", "key", "FILE", "make this host's key pair, for links between hosts",
+	  "Writes FILE (public) and FILE_secret (readable by its owner only). Every host needs one;\n"
+	  "servers keep the public keys of all hosts that may connect in one folder.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster key /etc/vmdedup/host.key\n", key_run },
 	{ 0 }
 };

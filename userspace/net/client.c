@@ -300,6 +300,11 @@ static bool has_event(void *socket, int events)
 	return !zmq_getsockopt(socket, ZMQ_EVENTS, &is, &len) && (is & events);
 }
 
+static bool reconnect_is_due(const struct net_client *c)
+{
+	return c->broken && c->pending && clock_mono_ns() >= c->retry_at;
+}
+
 /* libzmq's fds tell of changes only: whoever looked at a socket must see to what is left. */
 static bool has_work(struct net_client *c)
 {
@@ -307,7 +312,7 @@ static bool has_work(struct net_client *c)
 
 	if (c->connected && !TAILQ_EMPTY(&c->waiting))
 		events |= ZMQ_POLLOUT;
-	return !TAILQ_EMPTY(&c->failed) || has_event(c->socket, events) ||
+	return !TAILQ_EMPTY(&c->failed) || reconnect_is_due(c) || has_event(c->socket, events) ||
 	       (c->monitor && has_event(c->monitor, ZMQ_POLLIN));
 }
 
@@ -446,7 +451,7 @@ static void connection_ended(struct net_client *c)
 
 static void reconnect(struct net_client *c)
 {
-	if (!c->broken || !c->pending || clock_mono_ns() < c->retry_at)
+	if (!reconnect_is_due(c))
 		return;
 	c->broken = false;
 	/* Fails when libzmq has dropped it already. */
@@ -656,7 +661,7 @@ static int open_monitor(struct net_ctx *ctx, struct net_client *c)
 		c->connected = true;
 		return 0;
 	}
-	snprintf(address, sizeof(address), "inproc://vmdedup-monitor-%p", (void *)c);
+	net_inproc_name(ctx, address);
 	if (zmq_socket_monitor(c->socket, address, MONITOR_EVENTS))
 		return -errno;
 	c->monitor = zmq_socket(ctx->zmq, ZMQ_PAIR);

@@ -129,6 +129,12 @@ bool net_endpoint_is_loopback(const char *endpoint)
 	       inet_pton(AF_INET, host, &in) == 1 && ntohl(in.s_addr) >> 24 == 127;
 }
 
+void net_inproc_name(struct net_ctx *ctx, char name[64])
+{
+	snprintf(name, 64, "inproc://vmdedup-%llu",
+		 (unsigned long long)atomic_fetch_add_explicit(&ctx->names, 1, memory_order_relaxed));
+}
+
 static int set_int(void *socket, int option, int value)
 {
 	return zmq_setsockopt(socket, option, &value, sizeof(value)) ? -errno : 0;

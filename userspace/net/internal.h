@@ -3,6 +3,7 @@
 #ifndef VMDEDUP_NET_INTERNAL_H
 #define VMDEDUP_NET_INTERNAL_H
 
+#include <stdatomic.h>
 #include <zmq.h>
 
 #include "net/net.h"
@@ -10,6 +11,7 @@
 #define NET_HEARTBEAT_MS	 5000
 #define NET_HEARTBEAT_TIMEOUT_MS 20000
 #define NET_HWM			 1000	    /* messages queued for one connection */
+#define NET_SERVER_RCVHWM	 64	    /* requests of one connection read ahead */
 #define NET_MAX_RAW_FRAME	 (4 << 20)  /* larger ones end the connection inside libzmq */
 #define NET_HEADER_MEMORY	 (16 << 20) /* of one decoded header */
 #define NET_MAX_HEADER_FIELDS	 16	    /* at the top level of a header */
@@ -22,6 +24,7 @@ struct net_ctx {
 	uint8_t public_key[32];
 	uint8_t secret_key[32];
 	struct zap *zap; /* NULL: this process serves no tcp:// with keys */
+	atomic_uint_fast64_t names;
 };
 
 /* ---- endpoints (net/ctx.c) ---- */
@@ -29,6 +32,8 @@ enum net_transport { NET_INPROC, NET_IPC, NET_TCP };
 /* -EINVAL: none that we know. */
 int net_endpoint_transport(const char *endpoint, enum net_transport *transport, struct error *err);
 bool net_endpoint_is_loopback(const char *endpoint);
+/* A name for inproc:// that nobody has had: libzmq gives names back in its own time. */
+void net_inproc_name(struct net_ctx *ctx, char name[64]);
 /* Options that every socket has; linger 0. */
 int net_socket_init(void *socket, const char *endpoint, enum net_transport transport);
 

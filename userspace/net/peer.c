@@ -55,30 +55,31 @@ struct peer *peer_find(struct peer_table *t, unsigned int socket, const void *id
 	return p;
 }
 
-struct peer *peer_new(unsigned int socket, const void *id, size_t len)
+struct peer *peer_find_or_add(struct peer_table *t, unsigned int socket, const void *id, size_t len)
 {
-	struct peer *p = calloc(1, sizeof(*p) + len);
+	struct peer *p = peer_find(t, socket, id, len);
+	struct peer **bucket;
 
+	if (p)
+		return p;
+	p = calloc(1, sizeof(*p) + len);
 	if (!p)
 		return NULL;
 	atomic_init(&p->refs, 1);
 	atomic_init(&p->queued, 0);
+	atomic_init(&p->parts, 0);
 	p->socket = socket;
 	p->id_len = len;
 	memcpy(p->id, id, len);
-	return p;
-}
-
-void peer_add(struct peer_table *t, struct peer *p)
-{
-	struct peer **bucket = bucket_of(t, p->socket, p->id, p->id_len);
-
+	strcpy(p->text, "a client without a name");
 	if (t->nr == NET_MAX_PEERS)
 		remove_peer(t, TAILQ_LAST(&t->lru, peer_list));
+	bucket = bucket_of(t, socket, id, len);
 	p->next_in_bucket = *bucket;
-	*bucket = peer_get(p);
+	*bucket = p;
 	TAILQ_INSERT_HEAD(&t->lru, p, lru);
 	t->nr++;
+	return p;
 }
 
 struct peer *peer_get(struct peer *p)

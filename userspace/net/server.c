@@ -91,6 +91,7 @@ static void out_part_done(void *data, void *hint)
 	if (out->frame.free_fn)
 		out->frame.free_fn(data, out->frame.hint);
 	atomic_fetch_sub_explicit(&out->peer->queued, out->cost, memory_order_relaxed);
+	atomic_fetch_sub_explicit(&out->peer->parts, 1, memory_order_relaxed);
 	peer_put(out->peer);
 	free(out);
 }
@@ -106,6 +107,7 @@ static struct out_part *out_part_new(struct peer *peer, size_t len, size_t room)
 	out->cost = len + sizeof(*out) + sizeof(zmq_msg_t);
 	memset(&out->frame, 0, sizeof(out->frame));
 	atomic_fetch_add_explicit(&peer->queued, out->cost, memory_order_relaxed);
+	atomic_fetch_add_explicit(&peer->parts, 1, memory_order_relaxed);
 	return out;
 }
 
@@ -319,9 +321,9 @@ static void name_peer(struct peer *p, const Vmdedup__Hello *hello, zmq_msg_t *ms
 		 address ? " at " : "", address ?: "", key && *key ? " key " : "", key ?: "");
 }
 
-/* Answers a HELLO; a peer that may stay is known from then on. */
-static void handle_hello(struct net_server *s, struct peer *peer, bool known,
-			 const Vmdedup__Request *req, zmq_msg_t *msg)
+/* Answers a HELLO; a peer that may stay has said it from then on. */
+static void handle_hello(struct net_server *s, struct peer *peer, const Vmdedup__Request *req,
+			 zmq_msg_t *msg)
 {
 	Vmdedup__HelloReply hello = VMDEDUP__HELLO_REPLY__INIT;
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
@@ -340,8 +342,7 @@ static void handle_hello(struct net_server *s, struct peer *peer, bool known,
 		return;
 	}
 	name_peer(peer, req->hello, msg);
-	if (!known)
-		peer_add(&s->peers, peer);
+	peer->said_hello = true;
 	hello.version = version < PROTO_VERSION ? version : PROTO_VERSION;
 	hello.features = req->hello->features & SUPPORTED_FEATURES;
 	hello.role = s->role;
@@ -399,10 +400,12 @@ static void hand_over(struct net_server *s, struct peer *peer, Vmdedup__Request 
 }
 
 /* In this process a reply counts until its reader frees it: that is the reader's own bound. */
-static bool peer_is_slow(const struct net_server *s, struct peer *peer, uint64_t limit)
+static bool peer_is_slow(const struct net_server *s, struct peer *peer, uint64_t bytes,
+			 uint32_t parts)
 {
 	return s->endpoints[peer->socket].transport != NET_INPROC &&
-	       atomic_load_explicit(&peer->queued, memory_order_relaxed) > limit;
+	       (atomic_load_explicit(&peer->queued, memory_order_relaxed) > bytes ||
+		atomic_load_explicit(&peer->parts, memory_order_relaxed) > parts);
 }
 
 /* Returns true when the request went to the handler. */
@@ -412,31 +415,27 @@ static bool handle_message(struct net_server *s, size_t socket, struct net_parts
 	Vmdedup__Request *req = NULL;
 	struct error err = { 0 };
 	struct peer *peer;
-	bool known, handed = false;
+	bool handed = false;
 	uint64_t id;
 	int r;
 
 	r = check_message(parts, &req, &id, &err);
-	peer = peer_find(&s->peers, socket, zmq_msg_data(id_msg), zmq_msg_size(id_msg));
-	known = peer;
-	/* Not known: ours, for the answer. */
-	peer = peer ? peer_get(peer) :
-		      peer_new(socket, zmq_msg_data(id_msg), zmq_msg_size(id_msg));
-	if (!peer || !id || peer_is_slow(s, peer, NET_MAX_PEER_QUEUED + NET_MAX_PEER_ERRORS)) {
+	peer = peer_find_or_add(&s->peers, socket, zmq_msg_data(id_msg), zmq_msg_size(id_msg));
+	if (!peer || !id || peer_is_slow(s, peer, UINT64_MAX, NET_MAX_PEER_ERRORS)) {
 		s->stats.dropped++;
 	} else if (r) {
 		s->stats.refused++;
 		log_debug("refused a message of %s: %s", peer->text, err.text);
 		send_error(s, peer, id, -r, err.text, false);
 	} else if (req->body_case == VMDEDUP__REQUEST__BODY_HELLO) {
-		handle_hello(s, peer, known, req, &parts->msgs[PART_HEADER]);
-	} else if (!known) {
+		handle_hello(s, peer, req, &parts->msgs[PART_HEADER]);
+	} else if (!peer->said_hello) {
 		s->stats.refused++;
 		send_error(s, peer, id, ENOTCONN, "say HELLO first", true);
-	} else if (peer_is_slow(s, peer, NET_MAX_PEER_QUEUED)) {
+	} else if (peer_is_slow(s, peer, NET_MAX_PEER_QUEUED, NET_MAX_PEER_PARTS)) {
 		s->stats.refused++;
 		send_error(s, peer, id, EBUSY,
-			   "more than 1 GiB of answers wait to be read by this client", false);
+			   "too many answers wait to be read by this client", false);
 	} else {
 		hand_over(s, peer, req, parts);
 		req = NULL;
@@ -444,7 +443,6 @@ static bool handle_message(struct net_server *s, size_t socket, struct net_parts
 	}
 	if (req)
 		vmdedup__request__free_unpacked(req, NULL);
-	peer_put(peer);
 	return handed;
 }
 
@@ -591,7 +589,7 @@ static void unbind(struct net_server *s, struct endpoint *e)
 	char address[64];
 	zmq_pollitem_t item = { .events = ZMQ_POLLIN };
 
-	snprintf(address, sizeof(address), "inproc://vmdedup-closing-%p", e->socket);
+	net_inproc_name(s->net, address);
 	if (e->transport != NET_INPROC &&
 	    !zmq_socket_monitor(e->socket, address, ZMQ_EVENT_CLOSED | ZMQ_EVENT_CLOSE_FAILED)) {
 		item.socket = zmq_socket(s->net->zmq, ZMQ_PAIR);
@@ -660,14 +658,15 @@ static int set_keys(struct net_server *s, void *socket, const char *endpoint, st
 static int bind_socket(struct endpoint *e, const char *endpoint, struct error *err)
 {
 	size_t len = sizeof(e->bound);
-	const int yes = 1, no_limit = 0;
+	const int yes = 1, no_limit = 0, ahead = NET_SERVER_RCVHWM;
 	int r;
 
 	r = net_socket_init(e->socket, endpoint, e->transport);
 	/* Where a queue is full, a ROUTER throws replies away, and one that was thrown away is
 	 * waited for. What may wait for a peer is bounded in bytes, before a request is taken. */
 	if (!r && (zmq_setsockopt(e->socket, ZMQ_ROUTER_MANDATORY, &yes, sizeof(yes)) ||
-		   zmq_setsockopt(e->socket, ZMQ_SNDHWM, &no_limit, sizeof(no_limit))))
+		   zmq_setsockopt(e->socket, ZMQ_SNDHWM, &no_limit, sizeof(no_limit)) ||
+		   zmq_setsockopt(e->socket, ZMQ_RCVHWM, &ahead, sizeof(ahead))))
 		r = -errno;
 	if (!r && zmq_bind(e->socket, endpoint))
 		r = -errno;

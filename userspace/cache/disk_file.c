@@ -4,11 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <linux/fs.h>
-#include "cache/file.h"
+#include "cache/disk_file.h"
 
 static int file_read(void *ctx, const struct dedup_io *ios, unsigned int n)
 {
-	struct cache_file *f = ctx;
+	struct disk_file *f = ctx;
 
 	for (unsigned int i = 0; i < n; i++) {
 		char *p = ios[i].buf;
@@ -32,14 +32,14 @@ static int file_read(void *ctx, const struct dedup_io *ios, unsigned int n)
 
 static int file_flush(void *ctx)
 {
-	struct cache_file *f = ctx;
+	struct disk_file *f = ctx;
 
 	return fdatasync(f->fd) ? -errno : 0;
 }
 
 static int file_write(void *ctx, const struct dedup_io *ios, unsigned int n, bool fua)
 {
-	struct cache_file *f = ctx;
+	struct disk_file *f = ctx;
 
 	if (fua && fdatasync(f->fd))
 		return -errno;
@@ -77,7 +77,7 @@ static int open_error(const char *path, int code, struct error *err)
 	return error_set(err, code, "cannot open %s: %s", path, strerror(-code));
 }
 
-static int file_size(struct cache_file *f, const struct stat *st, u64 *bytes)
+static int file_size(struct disk_file *f, const struct stat *st, u64 *bytes)
 {
 	if (!f->block_device) {
 		*bytes = st->st_size;
@@ -86,7 +86,7 @@ static int file_size(struct cache_file *f, const struct stat *st, u64 *bytes)
 	return ioctl(f->fd, BLKGETSIZE64, bytes) ? -errno : 0;
 }
 
-int cache_file_open(struct cache_file *f, const char *path, bool writable, struct error *err)
+int disk_file_open(struct disk_file *f, const char *path, bool writable, struct error *err)
 {
 	int flags = O_CLOEXEC | (writable ? O_RDWR : O_RDONLY);
 	struct stat st;
@@ -108,7 +108,7 @@ int cache_file_open(struct cache_file *f, const char *path, bool writable, struc
 	else
 		r = file_size(f, &st, &bytes);
 	if (r) {
-		cache_file_close(f);
+		disk_file_close(f);
 		return error_set(err, r, "cannot find out the size of %s: %s", path, strerror(-r));
 	}
 	/* The kernel's target writes below the page cache: what it holds may be old. */
@@ -117,7 +117,7 @@ int cache_file_open(struct cache_file *f, const char *path, bool writable, struc
 	return 0;
 }
 
-void cache_file_close(struct cache_file *f)
+void disk_file_close(struct disk_file *f)
 {
 	if (f->fd >= 0)
 		close(f->fd);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A file or block device as a struct dedup_disk. */
-#ifndef VMDEDUP_CACHE_FILE_H
-#define VMDEDUP_CACHE_FILE_H
+#ifndef VMDEDUP_CACHE_DISK_FILE_H
+#define VMDEDUP_CACHE_DISK_FILE_H
 
 #include "disk.h"
 #include "base/error.h"
 
-struct cache_file {
+struct disk_file {
 	int fd;
 	bool block_device;
 	struct dedup_disk disk;
@@ -16,7 +16,7 @@ struct cache_file {
  * Opens @path; a block device is claimed (O_EXCL). -EBUSY, -ENOENT, -EACCES, -ENOTBLK (neither
  * file nor block device).
  */
-int cache_file_open(struct cache_file *f, const char *path, bool writable, struct error *err);
-void cache_file_close(struct cache_file *f);
+int disk_file_open(struct disk_file *f, const char *path, bool writable, struct error *err);
+void disk_file_close(struct disk_file *f);
 
 #endif

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Completion of vmdedup for bash. Verbs and options come from the command's own help, images from
+# the cluster.
+
+_vmdedup_options() {
+	"$@" --help 2>/dev/null | sed -n 's/^  \(--[a-z-]*\).*/\1/p'
+}
+
+_vmdedup() {
+	local cur=${COMP_WORDS[COMP_CWORD]} cmd=${COMP_WORDS[0]} noun=${COMP_WORDS[1]-}
+	local verb=${COMP_WORDS[2]-} words=''
+	COMPREPLY=()
+	if ((COMP_CWORD == 1)); then
+		words="cluster image cache volume status --conf --version --help"
+	elif [[ $noun = status ]]; then
+		words=$(_vmdedup_options "$cmd" status)
+	elif ((COMP_CWORD == 2)); then
+		words="$("$cmd" "$noun" --help 2>/dev/null | sed -n 's/^  \([a-z]*\) .*/\1/p') --help"
+	elif [[ $cur = -* ]]; then
+		words=$(_vmdedup_options "$cmd" "$noun" "$verb")
+	else
+		case "$noun $verb $COMP_CWORD" in
+		"image import 3"|"image export 4"|cache\ *)
+			mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+			return ;;
+		"volume detach "*|"volume push "*)
+			words=$("$cmd" volume ls 2>/dev/null | awk 'NR > 1 { print $1, $2 }') ;;
+		image\ *|volume\ attach\ *)
+			words=$("$cmd" image ls 2>/dev/null | awk 'NR > 1 { print $1 }') ;;
+		esac
+	fi
+	mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+}
+
+complete -o filenames -F _vmdedup vmdedup
