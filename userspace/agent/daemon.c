@@ -11,6 +11,7 @@
 #include <systemd/sd-daemon.h>
 #include <time.h>
 #include <unistd.h>
+#include "agent/cache_file.h"
 #include "agent/daemon.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -22,6 +23,7 @@
 #define TICK_MS		1000
 #define STOP_WAIT_MS	10000
 #define STORE_WAIT_MS	30000
+#define FILE_WAIT_MS	30000
 
 /* ---- the loop ---- */
 
@@ -163,6 +165,31 @@ static int start_agent(struct daemon *d, struct error *err)
 	return 0;
 }
 
+/* A plain-file cache has the blocks of the cluster that it serves. */
+static int start_cache_file(struct daemon *d, struct error *err)
+{
+	struct cluster *c;
+	struct uuid uuid;
+	int r;
+
+	if (!d->config->cache_file)
+		return 0;
+	if (d->cache)
+		return error_set(err, -EINVAL,
+				 "the configuration names a cache and a cache_file: an agent has one");
+	c = cluster_open(d->net, d->config, d->meta, "agent", FILE_WAIT_MS, err);
+	if (!c)
+		return err->code ? err->code : -ETIMEDOUT;
+	r = uuid_generate(&uuid);
+	if (!r) {
+		d->cache = cache_file_new(d->config->cache_file, d->config->cache_file_size,
+					  cluster_params(c)->block_shift, &uuid, err);
+		r = d->cache ? 0 : err->code;
+	}
+	cluster_close(c);
+	return r;
+}
+
 static int start_pusher(struct daemon *d, struct error *err)
 {
 	struct pusher_params params = {
@@ -265,7 +292,7 @@ struct daemon *daemon_new(const struct config *config, struct cache *cache, stru
 	d->started_ns = clock_mono_ns();
 	init_locks(d);
 	snprintf(d->host, sizeof(d->host), "%s", config->host ? config->host : "localhost");
-	if (cache)
+	if (cache || config->cache_file)
 		snprintf(d->cache_trouble, sizeof(d->cache_trouble), "not connected yet");
 	d->net = net_ctx_new(config->curve_secret, config->curve_clients, err);
 	r = d->net ? 0 : err->code ? err->code : -ENOMEM;
@@ -276,10 +303,12 @@ struct daemon *daemon_new(const struct config *config, struct cache *cache, stru
 	if (!r)
 		r = start_agent(d, err);
 	if (!r)
+		r = start_cache_file(d, err);
+	if (!r)
 		r = start_pusher(d, err);
 	if (!r)
 		r = start_control(d, err);
-	if (!r && cache)
+	if (!r && d->cache)
 		r = daemon_start_cache(d, err);
 	if (r) {
 		daemon_free(d);

@@ -273,7 +273,8 @@ static int answer_ask(struct cluster *c, struct request *req)
 	default:
 		r = -EINVAL;
 	}
-	if (r && !AGENT_IS_UNREACHABLE(r))
+	/* An unknown image is for whoever asked to report. */
+	if (r && !AGENT_IS_UNREACHABLE(r) && req->kind != REQUEST_IMAGE)
 		log_warn("%s", err.text);
 	return r;
 }

@@ -321,8 +321,6 @@ static void open_answered(struct agent *a, struct ask *ask, int r, const struct 
 	if (r) {
 		if (r == -ESTALE && is_dirty(&ask->info))
 			lease_is_lost(a, &image, ask->info.name, ask->info.lease_epoch);
-		else
-			log_warn("cannot open image %s: %s", ask->info.name, strerror(-r));
 		ask_refuse(a, ask, r);
 		return;
 	}

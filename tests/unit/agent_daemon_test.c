@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * A whole agent in this process, with embedded meta and data servers on a real store and a
+ * plain-file cache in place of the kernel: a guest reads, writes, and its volume is pushed,
+ * detached and opened again.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <errno.h>
+#include <pthread.h>
+#include <cmocka.h>
+
+#include "agent/cache_file.h"
+#include "agent/daemon.h"
+#include "base/cleanup.h"
+#include "lib/cluster.h"
+#include "meta/server.h"
+
+#define SHIFT	  12
+#define BLOCK	  (1U << SHIFT)
+#define NR_BLOCKS 600
+#define SIZE	  ((uint64_t)NR_BLOCKS * BLOCK)
+#define WAIT_MS	  30000
+
+struct host {
+	char dir[64];
+	char store[96], run[96], data[96], file[96];
+	struct config config;
+	struct daemon *daemon;
+	pthread_t thread;
+	struct net_client *client;
+	uint8_t *model;
+};
+
+/* ---- one host ---- */
+
+static void *run_daemon(void *arg)
+{
+	struct host *h = arg;
+	struct error err = { 0 };
+
+	if (daemon_run(h->daemon, &err))
+		fprintf(stderr, "# the daemon ended: %s\n", err.text);
+	return NULL;
+}
+
+static void start_agent(struct host *h)
+{
+	char endpoint[128];
+	struct error err = { 0 };
+
+	h->daemon = daemon_new(&h->config, NULL, &err);
+	if (!h->daemon)
+		fail_msg("%s", err.text);
+	assert_int_equal(pthread_create(&h->thread, NULL, run_daemon, h), 0);
+	snprintf(endpoint, sizeof(endpoint), "ipc://%s/agent.sock", h->run);
+	h->client = net_client_new(h->daemon->net, endpoint, NULL, "cli", &err);
+	assert_non_null(h->client);
+}
+
+static void stop_agent(struct host *h)
+{
+	net_client_free(h->client);
+	daemon_stop(h->daemon);
+	pthread_join(h->thread, NULL);
+	assert_true(daemon_free(h->daemon));
+}
+
+static void make_store(struct host *h)
+{
+	struct meta_init init = {
+		.name = "test", .algorithm = FP_SHA256, .block_shift = SHIFT, .replicas = 1,
+		.min_copies = 1,
+	};
+	char command[256], path[128];
+	struct error err = { 0 };
+
+	snprintf(command, sizeof(command), "mkdir -p %s %s", h->store, h->run);
+	assert_int_equal(system(command), 0);
+	snprintf(path, sizeof(path), "%s/meta.sqlite", h->store);
+	if (meta_store_init(path, &init, &err))
+		fail_msg("%s", err.text);
+}
+
+static struct host *new_host(void)
+{
+	struct host *h = calloc(1, sizeof(*h));
+
+	assert_non_null(h);
+	strcpy(h->dir, "/tmp/vmdedup-agent-XXXXXX");
+	assert_non_null(mkdtemp(h->dir));
+	snprintf(h->store, sizeof(h->store), "%s/store", h->dir);
+	snprintf(h->run, sizeof(h->run), "%s/run", h->dir);
+	snprintf(h->data, sizeof(h->data), "%s/store/data", h->dir);
+	snprintf(h->file, sizeof(h->file), "%s/cache", h->dir);
+	make_store(h);
+	h->config = (struct config){
+		.store = h->store,
+		.run = h->run,
+		.data_dir = h->data,
+		.host = (char *)"here",
+		.data_reserve = 1 << 20,
+		.cache_file = h->file,
+		.cache_file_size = 4 * SIZE,
+	};
+	h->model = calloc(1, SIZE);
+	assert_non_null(h->model);
+	start_agent(h);
+	return h;
+}
+
+static void free_host(struct host *h)
+{
+	char command[128];
+
+	stop_agent(h);
+	snprintf(command, sizeof(command), "rm -rf %s", h->dir);
+	assert_int_equal(system(command), 0);
+	free(h->model);
+	free(h);
+}
+
+/* ---- what the command does ---- */
+
+static void fill(uint8_t *data, size_t len, unsigned int seed)
+{
+	size_t i;
+
+	srand(seed);
+	for (i = 0; i < len; i++)
+		data[i] = (uint8_t)rand();
+}
+
+/* Every third block is zero, every fifth repeats one. */
+static void make_image(struct host *h)
+{
+	uint64_t i;
+
+	for (i = 0; i < NR_BLOCKS; i++)
+		if (i % 3)
+			fill(h->model + i * BLOCK, BLOCK, i % 5 ? (unsigned int)i : 1000000);
+}
+
+static void import(struct host *h, const char *name)
+{
+	Vmdedup__PushBegin begin = VMDEDUP__PUSH_BEGIN__INIT;
+	struct recipe_builder *builder;
+	struct cluster_push *push;
+	struct fp_hasher *hasher;
+	struct error err = { 0 };
+	struct cluster *c;
+	struct fp fp, root;
+	uint64_t i;
+
+	c = cluster_open(h->daemon->net, &h->config, EMBEDDED_META, "cli", WAIT_MS, &err);
+	assert_non_null(c);
+	hasher = cluster_hasher(c);
+	begin.name = (char *)name;
+	begin.size = SIZE;
+	begin.domain = cluster_params(c)->domain;
+	push = cluster_push_begin(c, &begin, &root, &err);
+	if (!push)
+		fail_msg("%s", err.text);
+	builder = recipe_builder_new(SIZE, SHIFT, FP_SHA256, &cluster_push_recipe_ops, push);
+	for (i = 0; i < NR_BLOCKS; i++) {
+		memset(&fp, 0, sizeof(fp));
+		if (!mem_is_zero(h->model + i * BLOCK, BLOCK)) {
+			fp_hash(hasher, h->model + i * BLOCK, BLOCK, &fp);
+			assert_int_equal(cluster_push_block(push, &fp, h->model + i * BLOCK, BLOCK,
+							    &err),
+					 0);
+		}
+		assert_int_equal(recipe_builder_add(builder, &fp, &err), 0);
+	}
+	assert_int_equal(recipe_builder_finish(builder, &root, &err), 0);
+	if (cluster_push_commit(push, &root, NULL, &err))
+		fail_msg("%s", err.text);
+	cluster_push_free(push);
+	recipe_builder_free(builder);
+	fp_hasher_free(hasher);
+	cluster_close(c);
+}
+
+static int ask(struct host *h, Vmdedup__Request *req, struct net_reply *reply, struct error *err)
+{
+	return net_call(h->client, req, NULL, 0, WAIT_MS, reply, err);
+}
+
+static int prepare(struct host *h, const char *name, bool readonly, bool ephemeral,
+		   struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__VolumePrepare body = VMDEDUP__VOLUME_PREPARE__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	body.name = (char *)name;
+	body.readonly = readonly;
+	body.ephemeral = ephemeral;
+	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_PREPARE;
+	req.volume_prepare = &body;
+	r = ask(h, &req, &reply, err);
+	if (!r)
+		assert_int_equal(reply.header->volume_prepare->size, SIZE);
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+static int push(struct host *h, const char *name, bool version, uint64_t *new_blocks,
+		struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__VolumePush body = VMDEDUP__VOLUME_PUSH__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	body.name = (char *)name;
+	body.version = version;
+	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_PUSH;
+	req.volume_push = &body;
+	r = ask(h, &req, &reply, err);
+	if (!r && new_blocks)
+		*new_blocks = reply.header->volume_push->new_blocks;
+	if (!r && version)
+		assert_true(reply.header->volume_push->version > 0);
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+static int detach(struct host *h, const char *name, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__VolumeDetach body = VMDEDUP__VOLUME_DETACH__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	body.name = (char *)name;
+	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_DETACH;
+	req.volume_detach = &body;
+	r = ask(h, &req, &reply, err);
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+/* ---- the guest ---- */
+
+static uint64_t open_volume(struct host *h, const char *name, uint32_t flags)
+{
+	uint64_t volume = 0, size = 0;
+	struct error err = { 0 };
+
+	if (prepare(h, name, flags & DM_DEDUP_VOL_READONLY, flags & DM_DEDUP_VOL_EPHEMERAL, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(cache_file_open(h->daemon->cache, name, flags, &volume, &size), 0);
+	assert_int_equal(size, SIZE);
+	return volume;
+}
+
+static void check_content(struct host *h, uint64_t volume)
+{
+	uint8_t *seen = malloc(SIZE);
+
+	assert_non_null(seen);
+	assert_int_equal(cache_file_read(h->daemon->cache, volume, 0, seen, SIZE), 0);
+	assert_memory_equal(seen, h->model, SIZE);
+	free(seen);
+}
+
+static void write_some(struct host *h, uint64_t volume, unsigned int seed)
+{
+	unsigned int i;
+
+	for (i = 0; i < 40; i++) {
+		uint64_t sector = (seed * 131 + i * 97) % (SIZE / 512 - 16);
+		size_t len = 512 * (1 + (i + seed) % 12);
+
+		fill(h->model + sector * 512, len, seed + i);
+		assert_int_equal(cache_file_write(h->daemon->cache, volume, sector * 512,
+						  h->model + sector * 512, len),
+				 0);
+	}
+}
+
+/* ---- tests ---- */
+
+static void test_read_write_push_detach_open(void **state)
+{
+	struct host *h = new_host();
+	uint64_t volume, new_blocks = 0;
+	struct error err = { 0 };
+	struct agent_stats s;
+
+	make_image(h);
+	import(h, "web-01");
+	volume = open_volume(h, "web-01", 0);
+	check_content(h, volume);
+	agent_stats(h->daemon->agent, &s);
+	assert_int_equal(s.waiting, 0);
+	assert_true(s.from_zero > 0 && s.from_cache > 0 && s.from_data > 0);
+	/* every distinct block travelled once */
+	assert_int_equal(s.got_bytes, (uint64_t)(NR_BLOCKS - NR_BLOCKS / 3 - NR_BLOCKS / 5 +
+						NR_BLOCKS / 15 + 1) * BLOCK);
+
+	write_some(h, volume, 1);
+	check_content(h, volume);
+	if (push(h, "web-01", false, &new_blocks, &err))
+		fail_msg("%s", err.text);
+	assert_true(new_blocks > 0);
+	check_content(h, volume);
+	cache_file_evict_all(h->daemon->cache);
+	check_content(h, volume);
+	write_some(h, volume, 2);
+	if (push(h, "web-01", true, NULL, &err))
+		fail_msg("%s", err.text);
+	write_some(h, volume, 3);
+
+	assert_int_equal(detach(h, "web-01", &err), -EBUSY); /* its device is still there */
+	assert_int_equal(cache_file_close(h->daemon->cache, volume), 0);
+	if (detach(h, "web-01", &err))
+		fail_msg("%s", err.text);
+	volume = open_volume(h, "web-01", 0);
+	check_content(h, volume);
+	free_host(h);
+}
+
+static void test_a_new_agent_on_the_same_store(void **state)
+{
+	struct host *h = new_host();
+	struct error err = { 0 };
+	uint64_t volume;
+
+	make_image(h);
+	import(h, "web-01");
+	volume = open_volume(h, "web-01", 0);
+	write_some(h, volume, 1);
+	assert_int_equal(cache_file_close(h->daemon->cache, volume), 0);
+	if (detach(h, "web-01", &err))
+		fail_msg("%s", err.text);
+	stop_agent(h);
+	start_agent(h);
+	volume = open_volume(h, "web-01", DM_DEDUP_VOL_READONLY);
+	check_content(h, volume);
+	free_host(h);
+}
+
+static void test_ephemeral_and_read_only(void **state)
+{
+	struct host *h = new_host();
+	struct error err = { 0 };
+	uint8_t *before;
+	uint64_t volume;
+
+	make_image(h);
+	import(h, "web-01");
+	before = malloc(SIZE);
+	assert_non_null(before);
+	memcpy(before, h->model, SIZE);
+	volume = open_volume(h, "web-01", DM_DEDUP_VOL_EPHEMERAL);
+	write_some(h, volume, 1);
+	check_content(h, volume);
+	assert_int_equal(push(h, "web-01", false, NULL, &err), -EROFS);
+	assert_int_equal(cache_file_close(h->daemon->cache, volume), 0);
+	assert_int_equal(detach(h, "web-01", &err), 0);
+	memcpy(h->model, before, SIZE);
+	free(before);
+	volume = open_volume(h, "web-01", DM_DEDUP_VOL_READONLY);
+	check_content(h, volume);
+	assert_int_equal(cache_file_write(h->daemon->cache, volume, 0, h->model, 512), -EROFS);
+	free_host(h);
+}
+
+static void test_what_cannot_be(void **state)
+{
+	uint64_t volume, other, size;
+	struct host *h = new_host();
+	struct error err = { 0 };
+
+	make_image(h);
+	import(h, "web-01");
+	assert_int_equal(prepare(h, "nosuch", false, false, &err), -ENOENT);
+	assert_int_equal(cache_file_open(h->daemon->cache, "nosuch", 0, &other, &size), -ENOENT);
+	assert_int_equal(push(h, "web-01", false, NULL, &err), -ENOENT);
+	assert_int_equal(detach(h, "web-01", &err), -ENOENT);
+	assert_int_equal(prepare(h, "", false, false, &err), -EINVAL);
+	volume = open_volume(h, "web-01", 0);
+	assert_int_equal(prepare(h, "web-01", false, false, &err), -EBUSY);
+	assert_non_null(strstr(err.text, "attached on this host already"));
+	assert_int_equal(cache_file_open(h->daemon->cache, "web-01", 0, &other, &size), -EBUSY);
+	check_content(h, volume);
+	free_host(h);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_read_write_push_detach_open),
+		cmocka_unit_test(test_a_new_agent_on_the_same_store),
+		cmocka_unit_test(test_ephemeral_and_read_only),
+		cmocka_unit_test(test_what_cannot_be),
+	};
+
+	return cmocka_run_group_tests_name("agent_daemon", tests, NULL, NULL);
+}
