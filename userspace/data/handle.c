@@ -210,7 +210,7 @@ static void handle_list(struct data_server *s, struct net_request *req,
 	job->has_after = list->after.len;
 	if (job->has_after)
 		memcpy(job->after.b, list->after.data, FP_SIZE);
-	job->max = list->limit && list->limit < PROTO_MAX_TOUCH ? list->limit : PROTO_MAX_TOUCH;
+	job->max = list->limit && list->limit < PROTO_MAX_LIST ? list->limit : PROTO_MAX_LIST;
 	job->listed = calloc(job->max, sizeof(*job->listed));
 	if (!job->listed) {
 		out_of_memory(job);

@@ -186,6 +186,7 @@ static void joined(void *arg, int r, struct net_reply *reply)
 		failed(s, err.code, err.text);
 		goto free;
 	}
+	net_server_set_cluster(s->server, cluster.b);
 	s->failures = 0;
 	s->next_join_ms = now_ms() + JOIN_REPEAT_MS;
 	s->next_map_ms = now_ms() + MAP_REFRESH_MS;
@@ -201,6 +202,7 @@ static void ask_join(struct data_server *s)
 {
 	Vmdedup__ServerJoin join = VMDEDUP__SERVER_JOIN__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	const uint8_t *key = net_ctx_public_key(s->net);
 	struct uuid disk = *bstore_disk(s->store);
 	struct bstore_stat st;
 	int r = bstore_stat(s->store, &st);
@@ -212,6 +214,8 @@ static void ask_join(struct data_server *s)
 	join.disk = (ProtobufCBinaryData){ sizeof(disk.b), disk.b };
 	join.incarnation = bstore_incarnation(s->store);
 	join.endpoint = s->endpoint;
+	if (key && !strncmp(s->endpoint, "tcp://", 6))
+		join.curve_key = (ProtobufCBinaryData){ 32, (uint8_t *)key };
 	join.capacity = st.capacity;
 	join.free = st.free;
 	join.host = s->host;
@@ -289,7 +293,8 @@ int join_start(struct data_server *s, struct error *err)
 {
 	if (!*s->meta)
 		return 0;
-	s->client = net_client_new(s->net, s->meta, NULL, "data", err);
+	s->client = net_client_new(s->net, s->meta, s->has_meta_key ? s->meta_key : NULL, "data",
+				   err);
 	if (!s->client)
 		return err ? err->code : -EIO;
 	net_server_watch(s->server, net_client_fd(s->client), client_ready, s);

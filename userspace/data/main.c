@@ -14,6 +14,7 @@
 #include "base/config.h"
 #include "base/log.h"
 #include "data/server.h"
+#include "lib/key.h"
 #include "net/net.h"
 
 static const char help[] =
@@ -201,11 +202,18 @@ static int run(struct options *o, const struct config *conf, struct error *err)
 	};
 	struct data_server *s;
 	struct net_ctx *net;
+	uint8_t key[32];
 	int r;
 
 	if (!meta || !strcmp(meta, "embedded"))
 		return error_set(err, -EINVAL, "no meta server to join: give --meta ENDPOINT, or "
 				 "[cluster] meta in the configuration");
+	if (!strncmp(meta, "tcp://", 6) && conf->curve_servers) {
+		r = cluster_server_key_load(conf->curve_servers, key, err);
+		if (r)
+			return r;
+		d.meta_key = key;
+	}
 	if (!o->nr_listen)
 		o->listen[o->nr_listen++] = conf->data_listen;
 	d.endpoint = o->endpoint ? o->endpoint :

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -226,12 +227,15 @@ static void *worker_run(void *arg)
 		else
 			work_list(&w, job);
 		pthread_mutex_lock(&s->lock);
+		if (job->kind == JOB_PUT)
+			s->verifying--;
 		if (job->kind == JOB_PUT && !job->r) {
 			queue_push(&s->writes, job);
-			pthread_cond_signal(&s->write_cond);
+			s->write_bytes += job->bytes;
 		} else {
 			job_done(s, job);
 		}
+		pthread_cond_signal(&s->write_cond);
 	}
 	pthread_mutex_unlock(&s->lock);
 	for (size_t i = 0; i < ARRAY_SIZE(w.hashers); i++)
@@ -272,6 +276,7 @@ static void batch_take(struct data_server *s, struct batch *b)
 		job->next = NULL;
 		*last = job;
 		last = &job->next;
+		s->write_bytes -= job->bytes;
 		bytes += job->bytes;
 		ops += job->nr;
 	}
@@ -320,6 +325,25 @@ static void batch_run(struct data_server *s, struct batch *b)
 	free(b->from);
 }
 
+/* A sync costs much the same for one block and for a thousand: PUTs that are nearly here are waited
+ * for, briefly; under the lock. */
+static void wait_for_more(struct data_server *s)
+{
+	struct timespec until;
+
+	if (!s->writes.first || !s->verifying)
+		return;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += BATCH_WAIT_MS * 1000000L;
+	if (until.tv_nsec >= 1000000000L) {
+		until.tv_nsec -= 1000000000L;
+		until.tv_sec++;
+	}
+	while (s->verifying && s->write_bytes < BATCH_MAX_BYTES)
+		if (pthread_cond_timedwait(&s->write_cond, &s->lock, &until))
+			return;
+}
+
 static void *writer_run(void *arg)
 {
 	struct data_server *s = arg;
@@ -328,6 +352,7 @@ static void *writer_run(void *arg)
 	for (;;) {
 		struct batch b = { 0 };
 
+		wait_for_more(s);
 		batch_take(s, &b);
 		if (b.jobs) {
 			pthread_mutex_unlock(&s->lock);
@@ -411,6 +436,7 @@ void server_submit(struct data_server *s, struct job *job)
 		pthread_cond_signal(&s->write_cond);
 	} else {
 		queue_push(job->kind == JOB_PUT ? &s->puts : &s->gets, job);
+		s->verifying += job->kind == JOB_PUT;
 		pthread_cond_signal(&s->work_cond);
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -441,7 +467,6 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 		.cache_bytes = o->cache_bytes ? o->cache_bytes : SERVER_CACHE,
 	};
 	struct data_server *s = calloc(1, sizeof(*s));
-	uint8_t cluster[16];
 
 	if (!s) {
 		error_set(err, -ENOMEM, "no memory for a data server");
@@ -463,6 +488,9 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 	s->endpoint = copy_or_empty(o->endpoint);
 	s->host = copy_or_empty(o->host);
 	s->rack = copy_or_empty(o->rack);
+	s->has_meta_key = o->meta_key;
+	if (o->meta_key)
+		memcpy(s->meta_key, o->meta_key, sizeof(s->meta_key));
 	if (s->done_fd < 0 || !s->flow || !s->meta || !s->endpoint || !s->host || !s->rack) {
 		error_set(err, -ENOMEM, "no memory for a data server");
 		goto close;
@@ -470,8 +498,8 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 	s->store = bstore_open(&so, err);
 	if (!s->store)
 		goto close;
-	memcpy(cluster, bstore_cluster(s->store)->b, sizeof(cluster));
-	s->server = net_server_new(net, "data", cluster, &server_ops, s, TICK_MS, err);
+	s->server = net_server_new(net, "data", bstore_cluster(s->store)->b, &server_ops, s,
+				   TICK_MS, err);
 	if (!s->server || net_server_watch(s->server, s->done_fd, done_ready, s))
 		goto close;
 	return s;

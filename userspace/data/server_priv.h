@@ -30,6 +30,7 @@
 #define MAX_BYTES_OUT	  (256U << 20) /* blocks that ZeroMQ has not sent yet */
 #define BATCH_MAX_BYTES	  (64U << 20)  /* of one commit */
 #define BATCH_MAX_OPS	  8192
+#define BATCH_WAIT_MS	  20	       /* for PUTs that are being verified: fewer syncs */
 #define COMPACT_STEP	  (16U << 20)
 #define TICK_MS		  100
 #define JOIN_TIMEOUT_MS	  5000
@@ -99,6 +100,8 @@ struct data_server {
 	struct net_server *server;
 	struct bstore *store;
 	char *meta, *endpoint, *host, *rack;
+	uint8_t meta_key[32];
+	bool has_meta_key;
 	struct flow *flow;
 	int done_fd; /* eventfd: something is in done */
 	pthread_t workers[NR_WORKERS], writer;
@@ -108,6 +111,8 @@ struct data_server {
 	struct queue puts, gets; /* for the workers */
 	struct queue writes, done;
 	size_t bytes_in;
+	size_t verifying;   /* PUTs with the workers */
+	size_t write_bytes; /* of the jobs in writes */
 	size_t unfinished; /* jobs between handle() and done */
 	bool draining; /* at the end: GETs no longer wait for slow readers */
 	bool stopping;

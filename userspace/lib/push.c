@@ -562,6 +562,7 @@ static void put_send(struct cluster_push *p, struct server *s)
 		heads[i].fingerprint.data = blk->fp.b;
 		heads[i].fingerprint.len = FP_SIZE;
 		heads[i].raw_size = blk->raw_len;
+		heads[i].incompressible = blk->blob->len == blk->raw_len; /* tried here */
 		heads[i].codec = blk->blob->len == blk->raw_len ? VMDEDUP__CODEC__RAW :
 								  VMDEDUP__CODEC__ZSTD;
 		ptrs[i] = &heads[i];
