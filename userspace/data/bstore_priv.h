@@ -67,11 +67,11 @@ int bstore_drop_lump(struct bstore *st, struct lump *lump);
 /* Every lump of the disk into the set, tails scanned. -ESTALE: the lumps and the index do not
  * belong together: rebuild. */
 int bstore_recover(struct bstore *st, bool rebuild, struct error *err);
-/* Calls @found for each whole record from @from on, in order. *end: where the last one ends;
+/* Calls @found for each whole record from @from to @size, in order. *end: where the last one ends;
  * *damaged: bytes before it that are no record. */
-int bstore_scan_lump(struct bstore *st, struct lump *lump, uint64_t from,
-		    int (*found)(void *arg, struct lump *lump, uint32_t offset,
-				 const struct record *rec),
-		    void *arg, uint64_t *end, uint64_t *damaged);
+int bstore_scan_lump(struct bstore *st, struct lump *lump, uint64_t from, uint64_t size,
+		     int (*found)(void *arg, struct lump *lump, uint32_t offset,
+				  const struct record *rec),
+		     void *arg, uint64_t *end, uint64_t *damaged);
 
 #endif

@@ -115,7 +115,7 @@ static int move_some(struct bstore *st, struct lump *l, uint64_t max_bytes)
 	m.ops = calloc(MOVE_MAX, sizeof(*m.ops));
 	m.bufs = calloc(MOVE_MAX, sizeof(*m.bufs));
 	if (m.ops && m.bufs)
-		r = bstore_scan_lump(st, l, 0, live_record, &m, &end, &damaged);
+		r = bstore_scan_lump(st, l, 0, l->end, live_record, &m, &end, &damaged);
 	if (r >= 0 && m.nr) {
 		r = bstore_commit(st, m.ops, m.nr);
 		for (size_t i = 0; i < m.nr && !r; i++)

@@ -72,21 +72,18 @@ static int scan_record(struct scan *s, uint64_t offset, struct record *rec, uint
 	return crc32c(0, p + RECORD_HEADER_SIZE, rec->stored_len) == rec->payload_crc;
 }
 
-int bstore_scan_lump(struct bstore *st, struct lump *lump, uint64_t from,
-		    int (*found)(void *arg, struct lump *lump, uint32_t offset,
-				 const struct record *rec),
-		    void *arg, uint64_t *end, uint64_t *damaged)
+int bstore_scan_lump(struct bstore *st, struct lump *lump, uint64_t from, uint64_t size,
+		     int (*found)(void *arg, struct lump *lump, uint32_t offset,
+				  const struct record *rec),
+		     void *arg, uint64_t *end, uint64_t *damaged)
 {
-	struct scan s = { .st = st, .lump = lump };
+	struct scan s = { .st = st, .lump = lump, .size = MIN(size, LUMP_SIZE_MAX) };
 	uint64_t offset = MAX(from, LUMP_HEADER_SIZE);
 	uint64_t lost = 0;
-	int r = lumps_file_size(st->lumps, lump, &s.size);
+	int r;
 
 	*end = offset;
 	*damaged = 0;
-	if (r)
-		return r;
-	s.size = MIN(s.size, LUMP_SIZE_MAX);
 	s.window = malloc(WINDOW);
 	if (!s.window)
 		return -ENOMEM;
@@ -320,7 +317,7 @@ static int recover_lump(struct recovery *rv, struct lump *l, struct error *err)
 						 strerror(-r));
 	if (r)
 		return lumps_remove(st->lumps, l);
-	r = bstore_scan_lump(st, l, from, found_record, rv, &end, &damaged);
+	r = bstore_scan_lump(st, l, from, size, found_record, rv, &end, &damaged);
 	if (!r)
 		r = name_chunk(rv);
 	if (!r && end == LUMP_HEADER_SIZE && !l->end)
