@@ -117,11 +117,18 @@ const char *source_format(const struct source *s)
 
 int source_extent(struct source *s, uint64_t offset, uint64_t *len, bool *data, struct error *err)
 {
-	int r = s->ops->extent(s->priv, offset, len, data, err);
+	if (offset < s->extent_start || offset >= s->extent_end) {
+		uint64_t n;
+		int r = s->ops->extent(s->priv, offset, &n, &s->extent_data, err);
 
-	if (!r && *len > s->size - offset)
-		*len = s->size - offset;
-	return r;
+		if (r)
+			return r;
+		s->extent_start = offset;
+		s->extent_end = offset + (n < s->size - offset ? n : s->size - offset);
+	}
+	*len = s->extent_end - offset;
+	*data = s->extent_data;
+	return 0;
 }
 
 int source_pread(struct source *s, void *data, size_t len, uint64_t offset, struct error *err)

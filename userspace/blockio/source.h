@@ -16,6 +16,9 @@ struct source {
 	void *priv;
 	uint64_t size;
 	char format[16];
+	/* The last extent: file systems look for the end of a long one each time they are asked. */
+	uint64_t extent_start, extent_end;
+	bool extent_data;
 };
 
 /* Fill in ops, priv and size. raw_open() takes over @fd when it succeeds. */
