@@ -428,11 +428,11 @@ static ssize_t channel_read(struct file *file, char __user *buf, size_t n, loff_
 
 	if (n < sizeof(struct dm_dedup_upcall))
 		return -EINVAL;
-	if (!channel_has_agent(ch))
-		return -EPROTO;
 	for (;;) {
 		if (READ_ONCE(ch->gone))
 			return -ENODEV;
+		if (!channel_has_agent(ch))
+			return -EPROTO;
 		r = channel_copy(ch, buf, n);
 		if (r)
 			return r;

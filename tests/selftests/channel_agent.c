@@ -23,7 +23,7 @@
  *	commit VOLUME CUT VERSION	an empty COMMIT with that root
  *	release VOLUME [discard]; fence VOLUME [EPOCH]
  *	clean			prints slot seq of each CLEAN slot
- *	drop SLOT SEQ
+ *	drop SLOT SEQ; dropall	of what is CLEAN
  *	waiting			how many FETCHes are held back
  *	hold, answer		from now on holds FETCHes back; answers all
  *	fail ERRNO		answers FETCHes that are held back with FAIL
@@ -614,6 +614,23 @@ static int cmd_drop(struct agent *a, char **argv)
 	return r ? r : d.result;
 }
 
+static int cmd_dropall(struct agent *a)
+{
+	static struct dm_dedup_clean_entry e[256];
+	struct dm_dedup_drop d[256];
+	struct dm_dedup_batch l = {}, b = {};
+	int r;
+
+	do {
+		r = batch(a, DM_DEDUP_LIST_CLEAN, &l, e, sizeof(e[0]), 256);
+		for (uint32_t i = 0; !r && i < l.count; i++)
+			d[i] = (struct dm_dedup_drop){ .slot = e[i].slot, .seq = e[i].seq };
+		if (!r && l.count)
+			r = batch(a, DM_DEDUP_DROP, &b, d, sizeof(d[0]), l.count);
+	} while (!r && l.cursor != ~0ULL);
+	return r;
+}
+
 static int cmd_set(struct agent *a, char **argv)
 {
 	struct image *im = image_by_name(a, argv[0]);
@@ -832,6 +849,8 @@ static int run_command(struct agent *a, int argc, char **argv)
 		return cmd_volumes(a);
 	if (!strcmp(argv[0], "clean"))
 		return cmd_clean(a);
+	if (!strcmp(argv[0], "dropall"))
+		return cmd_dropall(a);
 	if (!strcmp(argv[0], "hostile"))
 		return cmd_hostile(a);
 	if (!strcmp(argv[0], "hello")) {

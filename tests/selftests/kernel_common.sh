@@ -31,8 +31,7 @@ cache_status() {
 
 # make_image FILE MIB [SEED]: pseudo-random content, the same for the same seed
 make_image() {
-	head -c "${2}M" /dev/zero |
-		openssl enc -aes-128-ctr -pass "pass:${3:-1}" -nosalt -pbkdf2 -iter 1 >"$1"
+	stamp fill "$1" $(($2 << 20)) "${3-1}"
 }
 
 # start_agent [OPTION...] NAME=FILE...: for $cache; sets $agent_pid. agent COMMAND... talks to it.
@@ -57,9 +56,16 @@ stop_agent() {
 	wait "$agent_pid" 2>/dev/null || :
 }
 
-# attach NAME IMAGE BYTES [TABLE OPTION...]
+# attach NAME IMAGE BYTES [TABLE OPTION...]: removed in the end, with whatever waits in it
 attach() {
 	local name=$1 image=$2 bytes=$3
 	shift 3
-	dm_create "$name" "0 $((bytes / 512)) dedup $cache $image $*"
+	cleanup_fn detach "$name"
+	dmsetup create "$name" --table "0 $((bytes / 512)) dedup $cache $image $*"
+}
+
+detach() {
+	dmsetup info "$1" >/dev/null 2>&1 || return 0
+	dmsetup message "$1" 0 fail_parked
+	dmsetup remove --retry "$1"
 }

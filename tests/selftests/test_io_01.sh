@@ -1,24 +1,25 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
+# timeout: 600
 #
 # The whole way: read misses, hits, writes into overlays, push, and all of it after the devices
 # were removed and made again.
 
 . "${0%/*}/test_common.sh"
 . "${0%/*}/kernel_common.sh"
-requires fio openssl
+requires fio
 
 disk=$(make_disk 256)
 format_cache "$disk"
 open_cache cache0 "$disk"
-make_image "$TEST_TMP/img" 32
+make_image "$TEST_TMP/img" 16
 start_agent "img=$TEST_TMP/img"
-attach vol0 img $((32 << 20))
+attach vol0 img $((16 << 20))
 vol=/dev/mapper/vol0
 
 reads_equal() {
 	cmp "$TEST_TMP/img" "$vol"
-	[ "$(cache_status cache0 clean)" = 128 ]
+	[ "$(cache_status cache0 clean)" = 64 ]
 	local before after
 	before=$(cache_status cache0 publishes)
 	echo 3 >/proc/sys/vm/drop_caches
@@ -30,7 +31,7 @@ reads_equal() {
 # The same writes go to a plain copy; then both must be equal.
 writes_equal() {
 	cp "$TEST_TMP/img" "$TEST_TMP/ref"
-	local job=(--name=w --rw=randwrite --bsrange=512-200k --blockalign=512 --size=32m --io_size=24m
+	local job=(--name=w --rw=randwrite --bsrange=512-200k --blockalign=512 --size=16m --io_size=8m
 		   --ioengine=psync --randseed=7 --verify=0 --norandommap --refill_buffers --buffer_pattern=0x5a
 		   --allow_file_create=0 --output=/dev/null)
 	fio "${job[@]}" --filename="$TEST_TMP/ref"
@@ -46,7 +47,7 @@ reopen() {
 	dmsetup create cache0 --table "0 $(sectors "$disk") dedup-cache $disk"
 	uuid=$(cache_status cache0 uuid)
 	start_agent "img=$TEST_TMP/img"
-	dmsetup create vol0 --table "0 65536 dedup $cache img"
+	dmsetup create vol0 --table "0 32768 dedup $cache img"
 }
 
 survives() {
