@@ -24,6 +24,20 @@ bool volume_commit_pending(struct volume *vol)
 	return ret;
 }
 
+/*
+ * A FUA write was completed by the disk already, and held back by volume_end_io(): what the block
+ * layer counts was counted then. What is left is device-mapper's end.
+ */
+void commit_done(struct bio *bio, int error)
+{
+	if (error)
+		bio->bi_status = errno_to_blk_status(error);
+	if (bio_data_of(bio)->flags & BIO_FUA)
+		bio->bi_end_io(bio);
+	else
+		bio_endio(bio);
+}
+
 /* Completes the bio when all changes made so far are durable. Any context. */
 void commit_wait(struct cache *c, struct volume *vol, struct bio *bio)
 {
@@ -39,9 +53,6 @@ void commit_wait(struct cache *c, struct volume *vol, struct bio *bio)
 		bio_list_add(&c->commit_bios, bio);
 	}
 	spin_unlock_irqrestore(&c->change_lock, flags);
-	if (!error)
-		return;
-	bio_data_of(bio)->flags |= BIO_COMMITTED;
-	bio->bi_status = errno_to_blk_status(error);
-	bio_endio(bio);
+	if (error)
+		commit_done(bio, error);
 }

@@ -355,7 +355,6 @@ struct cache {
 #define BIO_INFLIGHT	(1U << 0)	/* holds a reference of epoch @epoch */
 #define BIO_WRITE	(1U << 1)	/* sets valid bits from @slot, @offset on, @sectors */
 #define BIO_FUA		(1U << 2)	/* completes only after a commit */
-#define BIO_COMMITTED	(1U << 3)
 
 struct bio_data {
 	struct volume *vol;
@@ -471,6 +470,7 @@ void space_set_marks(struct cache *c);
 
 /* commit.c */
 void commit_wait(struct cache *c, struct volume *vol, struct bio *bio);
+void commit_done(struct bio *bio, int error);
 bool volume_commit_pending(struct volume *vol);
 
 /* cut.c */

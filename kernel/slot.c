@@ -388,12 +388,8 @@ static void cache_committed(void *ctx, u64 seq, int error)
 	take_committed_bios(c, seq, error, &done);
 	spin_unlock_irq(&c->change_lock);
 
-	while ((bio = bio_list_pop(&done))) {
-		bio_data_of(bio)->flags |= BIO_COMMITTED;
-		if (error)
-			bio->bi_status = errno_to_blk_status(error);
-		bio_endio(bio);
-	}
+	while ((bio = bio_list_pop(&done)))
+		commit_done(bio, error);
 	if (freed || error)
 		space_kick(c);
 }

@@ -168,7 +168,6 @@ static int map_write(struct volume *vol, struct bio *bio, sector_t sector)
 		dm_accept_partial_bio(bio, len);
 		if (!volume_start_write(vol, bio, block, offset))
 			return map_defer(vol, bio, sector, len);
-		slot = bd->slot;
 	} else {
 		this_cpu_inc(vol->stats->write_hits);
 		if (len < bio_sectors(bio))
@@ -178,9 +177,9 @@ static int map_write(struct volume *vol, struct bio *bio, sector_t sector)
 		bd->slot = slot;
 		bd->offset = offset;
 		bd->sectors = len;
+		if (bio->bi_opf & REQ_FUA)
+			map_fua(vol, bio, slot, offset);
 	}
-	if (bio->bi_opf & REQ_FUA)
-		map_fua(vol, bio, slot, offset);
 	return DM_MAPIO_REMAPPED;
 }
 
@@ -234,6 +233,7 @@ static int volume_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 	bd->flags = 0;
 	inflight_leave(&c->inflight, bd->epoch);
 	if ((flags & BIO_FUA) && !*error) {
+		bd->flags = BIO_FUA;
 		commit_wait(c, vol, bio);
 		return DM_ENDIO_INCOMPLETE;
 	}
