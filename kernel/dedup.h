@@ -431,7 +431,7 @@ int volume_forget(struct volume *vol);
 void volumes_exit(struct cache *c);
 int volume_load(struct cache *c, u64 index, const struct dedup_volume_rec *rec);
 
-/* The entry of a block; 0 while there is no leaf for it. The caller holds a reference or the lock. */
+/* The entry of a block; 0 without a leaf. The caller holds a reference or the lock. */
 static inline u64 volume_entry(struct volume *vol, u64 block)
 {
 	u64 *leaf = READ_ONCE(vol->top[block >> vol->leaf_shift]);

@@ -323,11 +323,6 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 	bd->slot = ov->slot;
 	bd->offset = offset;
 	bd->sectors = bio_sectors(bio);
-	/* Its record is not durable yet: a FUA write completes with a commit, see map_fua(). */
-	if (bio->bi_opf & REQ_FUA) {
-		bio->bi_opf &= ~REQ_FUA;
-		bd->flags |= BIO_FUA;
-	}
 	bio_set_dev(bio, c->bdev);
 	bio->bi_iter.bi_sector = slot_sector(c, ov->slot) + offset;
 	return true;

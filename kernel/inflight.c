@@ -61,6 +61,7 @@ void inflight_drain(struct inflight *f)
 	smp_mb();
 	inflight_wait(f, old ^ 1);
 	WRITE_ONCE(f->epoch, f->epoch + 1);
+	/* Who still enters the old epoch read it before this. */
 	smp_mb();
 	inflight_wait(f, old);
 	/* The caller frees and reuses only after the last reference was seen dropped. */

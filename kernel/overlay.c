@@ -135,7 +135,7 @@ struct overlay *overlay_open(struct volume *vol, u64 block, bool *opened)
 	return ov;
 }
 
-/* No map names the overlay any more: the descriptor goes after a drain. Its slot is the caller's. */
+/* No map names the overlay any more: the descriptor goes after a drain, the slot stays. */
 void overlay_kill(struct cache *c, struct overlay *ov)
 {
 	lockdep_assert_held(&c->lock);

@@ -145,7 +145,7 @@ static int cache_check_window(struct cache *c, struct dm_target *ti)
 	sector_t end = c->data_start + ((sector_t)c->nr_slots << c->sector_shift);
 
 	if (c->data_start < WINDOW_EDGE || ti->len < end + WINDOW_EDGE) {
-		ti->error = "The table is shorter than the cache: give it all sectors of the device";
+		ti->error = "The table is shorter than the cache: use the whole device";
 		return -EINVAL;
 	}
 	return 0;
