@@ -144,44 +144,20 @@ static int info_run(struct cli *cli, const struct verb *verb, int argc, char **a
 
 /* ---- gc ---- */
 
-static int gc_step(struct connection *cn, bool now, Vmdedup__GcStepReply *sum, bool *more,
-		   struct error *err)
+static bool gc_stopped(void *arg)
 {
-	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	Vmdedup__GcStep step = VMDEDUP__GC_STEP__INIT;
-	struct net_reply reply;
-	int r;
-
-	step.budget = 1000;
-	step.now = now;
-	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
-	req.gc_step = &step;
-	r = cluster_mutate(cn->cluster, &req, NULL, 0, CLI_TIMEOUT_MS, &reply, err);
-	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_GC_STEP)
-		r = error_set(err, -EPROTO, "the meta server answered with something else");
-	*more = false;
-	if (!r) {
-		const Vmdedup__GcStepReply *s = reply.header->gc_step;
-
-		sum->dying_nodes = s->dying_nodes;
-		sum->dead_blocks = s->dead_blocks;
-		sum->freed_nodes += s->freed_nodes;
-		sum->deleted_blocks += s->deleted_blocks;
-		*more = s->more;
-	}
-	net_reply_free(&reply);
-	return r;
+	return cli_stopped();
 }
 
 static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
-	bool json = false, now = false, more = true;
+	bool json = false, full = false;
 	const struct opt opts[] = {
-		OPT_FLAG("now", &now, "do not wait for the usual age"),
+		OPT_FLAG("full", &full, "also list every copy on the data servers and delete unknown ones"),
 		OPT_FLAG("json", &json, "print JSON"),
 		OPT_END
 	};
-	Vmdedup__GcStepReply sum = VMDEDUP__GC_STEP_REPLY__INIT;
+	struct cluster_gc_stats stats;
 	struct connection cn;
 	struct error err = { 0 };
 	int code, r;
@@ -192,21 +168,23 @@ static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **arg
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	while (!r && more && !cli_stopped())
-		r = gc_step(&cn, now, &sum, &more, &err);
+	r = cluster_gc(cn.cluster, full, gc_stopped, NULL, &stats, &err);
 	connect_close(&cn);
 	if (r)
 		return cli_fail(&err);
 	if (json)
-		json_show(json_pack("{s:I, s:I, s:I, s:I}",
-				    "freed_nodes", (json_int_t)sum.freed_nodes,
-				    "dying_nodes", (json_int_t)sum.dying_nodes,
-				    "deleted_blocks", (json_int_t)sum.deleted_blocks,
-				    "dead_blocks", (json_int_t)sum.dead_blocks));
+		json_show(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}",
+				    "freed_nodes", (json_int_t)stats.freed_nodes,
+				    "dead_blocks", (json_int_t)stats.dead_blocks,
+				    "deleted_blocks", (json_int_t)stats.deleted_blocks,
+				    "deleted_copies", (json_int_t)stats.deleted_copies,
+				    "kept_copies", (json_int_t)stats.kept_copies,
+				    "listed_copies", (json_int_t)stats.listed_copies));
 	else
-		printf("%llu recipe nodes freed (%llu waiting), %llu blocks deleted (%llu waiting)\n",
-		       (unsigned long long)sum.freed_nodes, (unsigned long long)sum.dying_nodes,
-		       (unsigned long long)sum.deleted_blocks, (unsigned long long)sum.dead_blocks);
+		printf("%llu recipe nodes freed, %llu blocks collected, %llu copies deleted\n",
+		       (unsigned long long)stats.freed_nodes,
+		       (unsigned long long)stats.deleted_blocks,
+		       (unsigned long long)stats.deleted_copies);
 	return EXIT_OK;
 }
 
@@ -320,7 +298,8 @@ const struct verb cluster_verbs[] = {
 	  "  vmdedup cluster info --json\n", info_run },
 	{ "cluster", "gc", "", "collect what no image names any more",
 	  "examples:\n"
-	  "  vmdedup cluster gc\n", gc_run },
+	  "  vmdedup cluster gc\n"
+	  "  vmdedup cluster gc --full\n", gc_run },
 	{ "cluster", "check", "", "check the meta server's counts against its recipes",
 	  "Exit code 6 when something is wrong.\n\n"
 	  "examples:\n"

@@ -121,4 +121,23 @@ void cluster_push_free(struct cluster_push *p); /* without a commit: aborts it *
 /* recipe_ops that read nodes from the meta server (verified, a bounded cache): ctx: struct cluster * */
 extern const struct recipe_ops cluster_recipe_ops;
 
+/* ---- collection ---- */
+struct cluster_gc_stats {
+	uint64_t freed_nodes;	 /* recipe nodes given back */
+	uint64_t dying_nodes;	 /* that still wait */
+	uint64_t dead_blocks;	 /* that nothing named when it began */
+	uint64_t deleted_blocks; /* of them gone from all data servers */
+	uint64_t deleted_copies;
+	uint64_t kept_copies;	 /* in use again meanwhile */
+	uint64_t listed_copies;	 /* looked at by a full collection */
+};
+/*
+ * Gives back what no image names, here and on the data servers. @full: also lists all that the data
+ * servers hold and deletes what the meta server does not know (what a push left that was never
+ * committed). Safe beside everything else, and to repeat. -EINTR when @stopped (may be NULL)
+ * returns true. Waits for each answer.
+ */
+int cluster_gc(struct cluster *c, bool full, bool (*stopped)(void *arg), void *arg,
+	       struct cluster_gc_stats *stats, struct error *err);
+
 #endif

@@ -779,8 +779,11 @@ int cluster_push_redo(struct cluster_push *p, const ProtobufCBinaryData *fps)
 			return cluster_push_fail(p, -ENOMEM, "out of memory");
 		b->redo = true;
 		b->state = BLOCK_TOUCH;
-		block_queue_up(p, b);
+		/* The receipts may be of an epoch that is over: with the newest map's version the data
+		 * servers learn of the next one. */
+		TAILQ_INSERT_TAIL(&p->homeless, b, queue);
 	}
+	cluster_map_want(p->c);
 	return 0;
 }
 

@@ -462,7 +462,7 @@ int check_step(struct meta_call *c)
 	k->reply = reply;
 	k->more_problems = 0;
 	k->nodes = k->blocks = 0;
-	r = run(k, MIN(budget ? budget : 256, 4096));
+	r = run(k, MIN(budget ? budget : 256, 1024));
 	if (!r && k->more_problems) {
 		reply->n_problems--;
 		k->more_problems++;

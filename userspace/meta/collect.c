@@ -12,8 +12,9 @@
 #include <errno.h>
 #include <string.h>
 
-#define DEFAULT_BUDGET 64 /* nodes, or shards */
-#define MAX_BUDGET     4096
+#define DEFAULT_BUDGET 32  /* nodes */
+#define MAX_BUDGET     128 /* nodes: a third of a second or so; then others have their turn */
+#define SHARDS_A_STEP  256
 
 static void shard_range(unsigned int shard, struct fp *from, struct fp *to)
 {
@@ -101,7 +102,7 @@ int gc_step(struct meta_call *c)
 	vmdedup__gc_step_reply__init(reply);
 	r = gc_cascade(c->m, budget, &p, &c->err);
 	if (!r && !p.more && req->now)
-		r = condemn_some(c, budget, &more);
+		r = condemn_some(c, SHARDS_A_STEP, &more);
 	if (r)
 		return r;
 	r = store_int(call_store(c), &c->err, &dying, "SELECT count(*) FROM dying");

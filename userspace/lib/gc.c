@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Collection, driven from a client: the meta server says what nothing counts, the data servers
+ * delete it. Any step may fail, be repeated or be the last: data servers look at each block's
+ * stamp in the transaction that deletes, and what stays behind is found the next time.
+ */
+#include <errno.h>
+#include <string.h>
+#include "lib/internal.h"
+
+#define GC_CALL_MS 30000
+
+struct collection {
+	struct cluster *c;
+	struct cluster_gc_stats *stats;
+	uint32_t *domains;
+	size_t nr_domains;
+};
+
+static int unexpected(struct error *err)
+{
+	return error_set(err, -EPROTO, "an answer to another request");
+}
+
+static int list_domains(struct collection *g, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ClusterInfo info = VMDEDUP__CLUSTER_INFO__INIT;
+	const Vmdedup__ClusterInfoReply *in;
+	struct net_reply reply;
+	int r;
+
+	req.body_case = VMDEDUP__REQUEST__BODY_CLUSTER_INFO;
+	req.cluster_info = &info;
+	r = cluster_call(g->c, &req, NULL, 0, GC_CALL_MS, &reply, err);
+	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_CLUSTER_INFO)
+		r = unexpected(err);
+	if (r)
+		goto free_reply;
+	in = reply.header->cluster_info;
+	g->domains = calloc(in->n_domains + 1, sizeof(*g->domains));
+	if (!g->domains)
+		r = error_set(err, -ENOMEM, "out of memory");
+	for (size_t i = 0; !r && i < in->n_domains; i++)
+		g->domains[g->nr_domains++] = in->domains[i]->id;
+free_reply:
+	net_reply_free(&reply);
+	return r;
+}
+
+/* The meta server's own work: nodes that are dying, then the epochs of shards with dead blocks. */
+static int cascade(struct collection *g, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__GcStep step = VMDEDUP__GC_STEP__INIT;
+	const Vmdedup__GcStepReply *s;
+	struct net_reply reply;
+	bool more = true;
+	int r = 0;
+
+	step.now = true;
+	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
+	req.gc_step = &step;
+	while (!r && more) {
+		r = cluster_call(g->c, &req, NULL, 0, GC_CALL_MS, &reply, err);
+		if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_GC_STEP)
+			r = unexpected(err);
+		if (!r) {
+			s = reply.header->gc_step;
+			g->stats->freed_nodes += s->freed_nodes;
+			g->stats->dying_nodes = s->dying_nodes;
+			g->stats->dead_blocks = s->dead_blocks;
+			more = s->more;
+		}
+		net_reply_free(&reply);
+	}
+	return r;
+}
+
+static int delete_at(struct collection *g, struct server *s, uint32_t shard, uint32_t domain,
+		     uint64_t below_epoch, ProtobufCBinaryData fps, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ShardDelete del = VMDEDUP__SHARD_DELETE__INIT;
+	struct net_client *client = cluster_server_client(g->c, s);
+	struct net_reply reply;
+	int r;
+
+	if (!client)
+		return error_set(err, -ENOTCONN, "no connection to data server %s", s->endpoint);
+	del.shard = shard;
+	del.domain = domain;
+	del.below_epoch = below_epoch;
+	del.fingerprints = fps;
+	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_DELETE;
+	req.shard_delete = &del;
+	r = net_call(client, &req, NULL, 0, GC_CALL_MS, &reply, err);
+	if (!r && reply.header->body_case == VMDEDUP__REPLY__BODY_SHARD_DELETE) {
+		g->stats->deleted_copies += reply.header->shard_delete->deleted;
+		g->stats->kept_copies += reply.header->shard_delete->kept;
+	}
+	net_reply_free(&reply);
+	return r ? error_prefix(err, "data server %s", s->endpoint) : 0;
+}
+
+static int forget(struct collection *g, uint32_t shard, uint32_t domain, ProtobufCBinaryData fps,
+		  struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__GcForget f = VMDEDUP__GC_FORGET__INIT;
+	struct net_reply reply;
+	int r;
+
+	f.shard = shard;
+	f.domain = domain;
+	f.fingerprints = fps;
+	req.body_case = VMDEDUP__REQUEST__BODY_GC_FORGET;
+	req.gc_forget = &f;
+	r = cluster_call(g->c, &req, NULL, 0, GC_CALL_MS, &reply, err);
+	net_reply_free(&reply);
+	return r;
+}
+
+/* One page of what is condemned. The copies go on every replica before the row does; if one
+ * replica cannot be reached the row stays for the next time. */
+static int delete_page(struct collection *g, uint32_t shard, uint32_t domain,
+		       const Vmdedup__GcListReply *list, struct error *err)
+{
+	size_t n = list->fingerprints.len / FP_SIZE;
+	int r = 0;
+
+	for (unsigned int i = 0; !r && i < g->c->map_replicas; i++) {
+		struct server *s = g->c->map[shard * g->c->map_replicas + i];
+
+		if (s)
+			r = delete_at(g, s, shard, domain, list->below_epoch, list->fingerprints, err);
+	}
+	if (!r)
+		r = forget(g, shard, domain, list->fingerprints, err);
+	if (!r)
+		g->stats->deleted_blocks += n;
+	return r;
+}
+
+static int delete_condemned(struct collection *g, uint32_t shard, uint32_t domain,
+			    struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__GcList ask = VMDEDUP__GC_LIST__INIT;
+	struct net_reply reply;
+	bool more = true;
+	int r = 0;
+
+	ask.shard = shard;
+	ask.domain = domain;
+	req.body_case = VMDEDUP__REQUEST__BODY_GC_LIST;
+	req.gc_list = &ask;
+	while (!r && more) {
+		r = cluster_call(g->c, &req, NULL, 0, GC_CALL_MS, &reply, err);
+		if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_GC_LIST)
+			r = unexpected(err);
+		if (!r) {
+			/* What is forgotten is not listed again: no cursor is needed. */
+			more = reply.header->gc_list->more;
+			if (reply.header->gc_list->fingerprints.len)
+				r = delete_page(g, shard, domain, reply.header->gc_list, err);
+		}
+		net_reply_free(&reply);
+	}
+	return r;
+}
+
+/* ---- copies that nothing knows ---- */
+
+static int select_unknown(struct collection *g, uint32_t shard, uint32_t domain,
+			  ProtobufCBinaryData fps, struct net_reply *reply, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__GcSelect sel = VMDEDUP__GC_SELECT__INIT;
+	int r;
+
+	sel.shard = shard;
+	sel.domain = domain;
+	sel.fingerprints = fps;
+	req.body_case = VMDEDUP__REQUEST__BODY_GC_SELECT;
+	req.gc_select = &sel;
+	r = cluster_call(g->c, &req, NULL, 0, GC_CALL_MS, reply, err);
+	if (!r && reply->header->body_case != VMDEDUP__REPLY__BODY_GC_LIST)
+		r = unexpected(err);
+	return r;
+}
+
+static int sweep_page(struct collection *g, struct server *s, uint32_t shard, uint32_t domain,
+		      const Vmdedup__ShardListReply *page, struct error *err)
+{
+	struct net_reply reply;
+	int r;
+
+	g->stats->listed_copies += page->fingerprints.len / FP_SIZE;
+	r = select_unknown(g, shard, domain, page->fingerprints, &reply, err);
+	if (!r && reply.header->gc_list->fingerprints.len)
+		r = delete_at(g, s, shard, domain, reply.header->gc_list->below_epoch,
+			      reply.header->gc_list->fingerprints, err);
+	net_reply_free(&reply);
+	return r;
+}
+
+static int sweep(struct collection *g, struct server *s, uint32_t shard, uint32_t domain,
+		 struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ShardList ask = VMDEDUP__SHARD_LIST__INIT;
+	struct net_client *client = cluster_server_client(g->c, s);
+	const Vmdedup__ShardListReply *page;
+	struct net_reply reply;
+	uint8_t after[FP_SIZE];
+	bool more = true;
+	int r = 0;
+
+	if (!client)
+		return error_set(err, -ENOTCONN, "no connection to data server %s", s->endpoint);
+	ask.shard = shard;
+	ask.domain = domain;
+	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_LIST;
+	req.shard_list = &ask;
+	while (!r && more) {
+		r = net_call(client, &req, NULL, 0, GC_CALL_MS, &reply, err);
+		page = r ? NULL : reply.header->shard_list;
+		if (!r && (reply.header->body_case != VMDEDUP__REPLY__BODY_SHARD_LIST ||
+			   page->fingerprints.len % FP_SIZE))
+			r = unexpected(err);
+		more = !r && page->more && page->fingerprints.len;
+		if (!r && page->fingerprints.len) {
+			memcpy(after, page->fingerprints.data + page->fingerprints.len - FP_SIZE,
+			       FP_SIZE);
+			ask.after = (ProtobufCBinaryData){ FP_SIZE, after };
+			r = sweep_page(g, s, shard, domain, page, err);
+		}
+		net_reply_free(&reply);
+	}
+	return r;
+}
+
+static int sweep_shard(struct collection *g, uint32_t shard, uint32_t domain, struct error *err)
+{
+	int r = 0;
+
+	for (unsigned int i = 0; !r && i < g->c->map_replicas; i++) {
+		struct server *s = g->c->map[shard * g->c->map_replicas + i];
+
+		if (s)
+			r = sweep(g, s, shard, domain, err);
+	}
+	return r;
+}
+
+int cluster_gc(struct cluster *c, bool full, bool (*stopped)(void *arg), void *arg,
+	       struct cluster_gc_stats *stats, struct error *err)
+{
+	struct collection g = { .c = c, .stats = stats };
+	int r;
+
+	*stats = (struct cluster_gc_stats){ 0 };
+	r = cascade(&g, err);
+	if (!r)
+		r = list_domains(&g, err);
+	/* The raised epochs came with a new map; the data servers hear of it from this one's version. */
+	if (!r)
+		r = cluster_map_fetch(c, GC_CALL_MS, err);
+	for (uint32_t shard = 0; !r && shard < NR_SHARDS; shard++) {
+		if (stopped && stopped(arg)) {
+			r = error_set(err, -EINTR, "stopped; what is left is collected the next time");
+			break;
+		}
+		for (size_t i = 0; !r && i < g.nr_domains; i++) {
+			r = delete_condemned(&g, shard, g.domains[i], err);
+			if (!r && full)
+				r = sweep_shard(&g, shard, g.domains[i], err);
+		}
+	}
+	free(g.domains);
+	return r;
+}
