@@ -162,6 +162,40 @@ static void test_hostile_client(void **state)
 	hostile_client("inproc://victim");
 }
 
+/* Clients go away in the middle of their replies while the server closes: libzmq must survive. */
+static void test_close_under_load(void **state)
+{
+	static uint8_t fps[PROTO_MAX_BLOCKS * 32], buf[sizeof(fps) + 256];
+	Vmdedup__Get get = VMDEDUP__GET__INIT;
+	Vmdedup__Request req = netw_request(VMDEDUP__REQUEST__BODY_GET, &get);
+	const int one = 1, linger = 0;
+
+	get.fingerprints.data = fps;
+	get.fingerprints.len = sizeof(fps);
+	for (int round = 0; round < 12; round++) {
+		struct net_ctx *ctx = netw_context(NULL, NULL);
+		struct netw_server *s = netw_server_start(ctx, false, "tcp://127.0.0.1:*");
+		void *clients_ctx = zmq_ctx_new(), *raw[8];
+
+		for (size_t i = 0; i < NETW_COUNT(raw); i++) {
+			raw[i] = zmq_socket(clients_ctx, ZMQ_DEALER);
+			zmq_setsockopt(raw[i], ZMQ_LINGER, &linger, sizeof(linger));
+			zmq_setsockopt(raw[i], ZMQ_RCVHWM, &one, sizeof(one));
+			assert_int_equal(zmq_connect(raw[i], net_server_endpoint(s->net, 0)), 0);
+			raw_hello(raw[i], 1, PROTO_VERSION);
+			for (uint64_t id = 2; id < 6; id++)
+				raw_send(raw[i], buf, pack_request(&req, id, 0, buf), 0, 0);
+		}
+		netw_server_wait_seen(s, 4 * NETW_COUNT(raw));
+		for (size_t i = 0; i < NETW_COUNT(raw); i++)
+			zmq_close(raw[i]);
+		netw_server_stop(s);
+		net_ctx_free(ctx);
+		zmq_ctx_term(clients_ctx);
+		netw_server_free(s);
+	}
+}
+
 /* A client that asks and does not read: its replies wait up to a bound, then it gets no more. */
 static void test_slow_reader(void **state)
 {
@@ -360,6 +394,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_hostile_client),
 		cmocka_unit_test(test_slow_reader),
+		cmocka_unit_test(test_close_under_load),
 		cmocka_unit_test(test_hostile_server),
 		cmocka_unit_test(test_peer_table),
 	};

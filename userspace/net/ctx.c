@@ -145,7 +145,7 @@ int net_socket_init(void *socket, const char *endpoint, enum net_transport trans
 	const int64_t max_frame = NET_MAX_RAW_FRAME;
 	int r;
 
-	r = set_int(socket, ZMQ_LINGER, 0);
+	r = set_int(socket, ZMQ_LINGER, NET_LINGER_MS);
 	r = r ?: set_int(socket, ZMQ_SNDHWM, NET_HWM);
 	r = r ?: set_int(socket, ZMQ_RCVHWM, NET_HWM);
 	if (!r && zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof(max_frame)))

@@ -8,6 +8,13 @@
 
 #include "net/net.h"
 
+/*
+ * What a closed socket may still send. Not 0: libzmq (4.3) then cuts off its connections' queues,
+ * and a connection that the other side ends in just that moment, with half a message sent, fails
+ * an assertion in libzmq and takes the process with it (zeromq/libzmq issue 3442). zmq_unbind()
+ * cuts them off in the same way.
+ */
+#define NET_LINGER_MS		 500
 #define NET_HEARTBEAT_MS	 5000
 #define NET_HEARTBEAT_TIMEOUT_MS 20000
 #define NET_HWM			 1000	    /* messages queued for one connection */
@@ -34,7 +41,7 @@ int net_endpoint_transport(const char *endpoint, enum net_transport *transport, 
 bool net_endpoint_is_loopback(const char *endpoint);
 /* A name for inproc:// that nobody has had: libzmq gives names back in its own time. */
 void net_inproc_name(struct net_ctx *ctx, char name[64]);
-/* Options that every socket has; linger 0. */
+/* Options that every socket has. */
 int net_socket_init(void *socket, const char *endpoint, enum net_transport transport);
 
 /* ---- who may connect (net/zap.c) ---- */

@@ -582,27 +582,26 @@ out_of_memory:
 }
 
 /* Closing is libzmq's business, on its own threads and in its own time. Wait for it: else the
- * next server could not have the address, or would lose its ipc socket's file to our closing. */
-static void unbind(struct net_server *s, struct endpoint *e)
+ * next server could not have the address, or would lose its ipc socket's file to our closing. (An
+ * unbind before would be worse: see NET_LINGER_MS.) */
+static void close_endpoint(struct net_server *s, struct endpoint *e)
 {
 	const int linger = 0;
 	char address[64];
 	zmq_pollitem_t item = { .events = ZMQ_POLLIN };
 
 	net_inproc_name(s->net, address);
-	if (e->transport != NET_INPROC &&
-	    !zmq_socket_monitor(e->socket, address, ZMQ_EVENT_CLOSED | ZMQ_EVENT_CLOSE_FAILED)) {
+	if (!zmq_socket_monitor(e->socket, address, ZMQ_EVENT_MONITOR_STOPPED)) {
 		item.socket = zmq_socket(s->net->zmq, ZMQ_PAIR);
 		if (item.socket) {
 			zmq_setsockopt(item.socket, ZMQ_LINGER, &linger, sizeof(linger));
 			zmq_connect(item.socket, address);
 		}
 	}
-	if (!zmq_unbind(e->socket, e->bound) && item.socket)
+	zmq_close(e->socket);
+	if (item.socket) {
 		while (zmq_poll(&item, 1, CLOSE_MS) < 0 && errno == EINTR)
 			;
-	if (item.socket) {
-		zmq_socket_monitor(e->socket, NULL, 0);
 		zmq_close(item.socket);
 	}
 }
@@ -615,10 +614,8 @@ void net_server_free(struct net_server *s)
 		return;
 	while ((req = LIST_FIRST(&s->requests)))
 		request_free(req);
-	for (size_t i = 0; i < s->nr_endpoints; i++) {
-		unbind(s, &s->endpoints[i]);
-		zmq_close(s->endpoints[i].socket);
-	}
+	for (size_t i = 0; i < s->nr_endpoints; i++)
+		close_endpoint(s, &s->endpoints[i]);
 	peer_table_free(&s->peers);
 	if (s->stop_fd >= 0)
 		close(s->stop_fd);
