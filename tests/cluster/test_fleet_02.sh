@@ -43,7 +43,8 @@ strangers() {
 key_files() {
 	[ "$(stat -c %a "$keys/host_secret")" = 600 ]
 	expect_status 4 "exists" vmdedup cluster key "$keys/host"
-	conf "$keys/host" "$keys/host"
+	# The public key alone, where its pair is not beside it.
+	conf "$keys/clients/host" "$keys/host"
 	expect_status 1 "public key only" vmdedup --conf "$TEST_TMP/client.conf" image ls
 	conf "$keys/missing" "$keys/host"
 	expect_status 3 "cannot read .*secret" vmdedup --conf "$TEST_TMP/client.conf" image ls

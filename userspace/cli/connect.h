@@ -7,7 +7,7 @@
 #include "cli/cli.h"
 #include "lib/cluster.h"
 
-#define CLI_TIMEOUT_MS 30000 /* for one request to the meta server */
+#define CLI_TIMEOUT_MS 15000 /* for one request to the meta server */
 
 struct connection {
 	const struct config *conf;
