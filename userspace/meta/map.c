@@ -167,7 +167,8 @@ static int load_placement(struct meta *m, struct placement *p, struct error *err
 	return r;
 }
 
-/* A replica that joins a shard which holds blocks already has to reconcile before it counts. */
+/* An empty shard costs nothing to move; a replica that joins any other has to reconcile before it
+ * counts. */
 static int shard_is_empty(struct meta *m, unsigned int shard, struct error *err)
 {
 	struct fp from = { 0 }, to;
@@ -185,37 +186,43 @@ static int shard_is_empty(struct meta *m, unsigned int shard, struct error *err)
 	return r < 0 ? r : !r;
 }
 
-static int fill_places(struct meta *m, bool *changed, struct error *err)
+static int save_place(struct meta *m, const struct placement *p, unsigned int shard,
+		      unsigned int replica, struct error *err)
+{
+	/* The first replica of a shard has nobody to reconcile with. */
+	bool current = !replica || p->empty[shard];
+	int64_t n = store_exec(m->store, err,
+			       "INSERT INTO replicas (shard, replica, server, state) VALUES (?1, ?2, ?3, "
+			       "?4) ON CONFLICT (shard, replica) DO UPDATE SET server = excluded.server, "
+			       "state = excluded.state", V_INT(shard), V_INT(replica),
+			       V_INT(p->shards[shard][replica]),
+			       V_INT(current ? REPLICA_CURRENT : REPLICA_STALE));
+
+	return n < 0 ? (int)n : 0;
+}
+
+/* Gives a server that is new its places. */
+static int place(struct meta *m, struct error *err)
 {
 	struct placement *p CLEANUP_FREE = calloc(1, sizeof(*p));
 	unsigned int shard, replica;
-	int64_t n;
 	int r;
 
 	if (!p)
 		return error_set(err, -ENOMEM, "the meta server is out of memory");
 	r = load_placement(m, p, err);
+	for (shard = 0; !r && shard < NR_SHARDS; shard++) {
+		r = shard_is_empty(m, shard, err);
+		p->empty[shard] = r > 0;
+		r = MIN(r, 0);
+	}
 	if (r || !placement_fill(p))
 		return r;
-	for (shard = 0; shard < NR_SHARDS; shard++) {
-		for (replica = 0; replica < p->replicas; replica++) {
-			if (!p->filled[shard][replica])
-				continue;
-			/* The first replica of a shard has nobody to reconcile with. */
-			r = replica ? shard_is_empty(m, shard, err) : 1;
-			if (r < 0)
-				return r;
-			n = store_exec(m->store, err,
-				       "INSERT INTO replicas (shard, replica, server, state) VALUES "
-				       "(?1, ?2, ?3, ?4)", V_INT(shard), V_INT(replica),
-				       V_INT(p->shards[shard][replica]),
-				       V_INT(r ? REPLICA_CURRENT : REPLICA_STALE));
-			if (n < 0)
-				return (int)n;
-			*changed = true;
-		}
-	}
-	return 0;
+	for (shard = 0; shard < NR_SHARDS; shard++)
+		for (replica = 0; !r && replica < p->replicas; replica++)
+			if (p->changed[shard][replica])
+				r = save_place(m, p, shard, replica, err);
+	return r;
 }
 
 /* ---- joining ---- */
@@ -349,7 +356,6 @@ static int reply_join(struct meta_call *c, int64_t id)
 int map_server_join(struct meta_call *c)
 {
 	struct known k = { 0 };
-	bool changed = false;
 	struct uuid disk;
 	int r, known;
 
@@ -365,9 +371,9 @@ int map_server_join(struct meta_call *c)
 				  "copy of it", (unsigned long long)k.incarnation,
 				  (unsigned long long)c->req->server_join->incarnation);
 	r = known ? update_server(c, &k) : add_server(c, &disk, &k.id);
-	if (!r)
-		r = fill_places(c->m, &changed, &c->err);
-	if (!r && (changed || !k.same))
-		r = map_bump(c->m, changed || !known || k.anew, &c->err);
+	if (!r && !known)
+		r = place(c->m, &c->err);
+	if (!r && !k.same)
+		r = map_bump(c->m, !known || k.anew, &c->err);
 	return r ? r : reply_join(c, k.id);
 }
