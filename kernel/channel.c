@@ -407,7 +407,7 @@ static bool channel_readable(struct channel *ch)
 	return ret;
 }
 
-/* A copy that faults loses nothing: the next HELLO has what was sent sent again. */
+/* A copy that faults loses nothing: after the next HELLO, what was sent goes out again. */
 static ssize_t channel_copy(struct channel *ch, char __user *buf, size_t n)
 {
 	struct dm_dedup_upcall msg;
