@@ -112,6 +112,11 @@ unit-build: $(UNIT_TESTS) $(FUZZERS)
 unit: unit-build
 	$(Q)tests/unit/run $(UNIT_TESTS) $(FUZZERS)
 
+# Helpers of the tests that run in a VM.
+$(O)/tests/stamp: $(O)/obj/tests/crash/stamp.o
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^
+
 BENCHES := $(patsubst tests/bench/%.c,$(O)/tests/bench/%,$(wildcard tests/bench/*.c))
 $(O)/tests/bench/%: $(O)/obj/tests/bench/%.o $(LIBS)
 	@mkdir -p $(@D)

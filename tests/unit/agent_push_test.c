@@ -239,6 +239,17 @@ static int flaky_commit(struct cache *c, uint64_t volume, uint64_t cut, const ui
 	return broken(f->fault, true) ? -EIO : ret;
 }
 
+static int flaky_open_slots(struct cache *c)
+{
+	struct flaky_cache *f = (struct flaky_cache *)c;
+
+	return broken(f->fault, false) ? -EIO : 0;
+}
+
+static void flaky_close_slots(struct cache *c)
+{
+}
+
 static int flaky_read_slot(struct cache *c, uint64_t slot, void *buf)
 {
 	struct flaky_cache *f = (struct flaky_cache *)c;
@@ -252,6 +263,8 @@ static const struct cache_ops flaky_ops = {
 	.cut = flaky_cut,
 	.list_cut = flaky_list_cut,
 	.commit = flaky_commit,
+	.open_slots = flaky_open_slots,
+	.close_slots = flaky_close_slots,
 	.read_slot = flaky_read_slot,
 };
 

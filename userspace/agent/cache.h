@@ -48,6 +48,10 @@ struct cache_ops {
 	int (*fence)(struct cache *c, uint64_t volume, uint64_t lease_epoch);
 	int (*release)(struct cache *c, uint64_t volume, uint64_t lease_epoch, uint32_t flags);
 
+	/* Slots can be read between these two, by any thread; pairs may nest. The cache's device
+	 * is open meanwhile, and cannot be removed. */
+	int (*open_slots)(struct cache *c);
+	void (*close_slots)(struct cache *c);
 	/* The whole block in @slot. @buf: 4096-aligned. The caller checks what it got: by the
 	 * slot's sequence afterwards, or by the block's fingerprint. */
 	int (*read_slot)(struct cache *c, uint64_t slot, void *buf);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "agent/cache.h"
 #include "base/cleanup.h"
@@ -23,8 +24,11 @@ struct channel {
 	/* Held shared by every verb; exclusively while the descriptors come and go, so that none
 	 * is closed and used again under a call. */
 	pthread_rwlock_t lock;
-	int fd;	    /* the channel; -1: not connected */
-	int dev_fd; /* the slots */
+	int fd;	     /* the channel; -1: not connected */
+	dev_t device;/* the cache's, as found when it was connected */
+	pthread_mutex_t slots_lock; /* guards the two below; taken after @lock */
+	int slots_fd;
+	unsigned int slots_users;
 	int wake_fd;
 	struct dm_dedup_hello hello;
 };
@@ -84,10 +88,11 @@ static void quiet_dm_log(int level, const char *file, int line, int dm_errno, co
 
 /* ---- connect ---- */
 
-static int open_channel(struct channel *ch, int *fd, int *dev_fd, struct error *err)
+static int open_channel(struct channel *ch, int *fd, dev_t *device, struct error *err)
 {
 	CLEANUP_FREE char *name = NULL;
 	char uuid[UUID_TEXT_SIZE];
+	struct stat st;
 	int r;
 
 	r = uuid_of_device(ch->path, uuid, err);
@@ -102,21 +107,23 @@ static int open_channel(struct channel *ch, int *fd, int *dev_fd, struct error *
 			return error_set(err, r, "another agent has the cache %s", ch->path);
 		return error_set(err, r, "cannot open the channel %s: %s", name, strerror(-r));
 	}
-	*dev_fd = open(ch->path, O_RDONLY | O_DIRECT | O_CLOEXEC);
-	if (*dev_fd < 0) {
+	if (stat(ch->path, &st)) {
 		r = -errno;
 		close(*fd);
-		return error_set(err, r, "cannot open %s: %s", ch->path, strerror(-r));
+		return error_set(err, r, "cannot find the cache device %s: %s", ch->path,
+				 strerror(-r));
 	}
+	*device = st.st_rdev;
 	return 0;
 }
 
 static int channel_connect(struct cache *c, struct dm_dedup_hello *hello, struct error *err)
 {
 	struct channel *ch = (struct channel *)c;
-	int fd = -1, dev_fd = -1, r;
+	int fd = -1, r;
+	dev_t device = 0;
 
-	r = open_channel(ch, &fd, &dev_fd, err);
+	r = open_channel(ch, &fd, &device, err);
 	if (r)
 		return r;
 	*hello = (struct dm_dedup_hello){
@@ -127,7 +134,6 @@ static int channel_connect(struct cache *c, struct dm_dedup_hello *hello, struct
 	if (ioctl(fd, DM_DEDUP_HELLO, hello)) {
 		r = -errno;
 		close(fd);
-		close(dev_fd);
 		if (r == -EPROTO)
 			return error_set(err, r,
 					 "the module dm-dedup speaks version %u of the channel, this agent "
@@ -137,7 +143,7 @@ static int channel_connect(struct cache *c, struct dm_dedup_hello *hello, struct
 	}
 	pthread_rwlock_wrlock(&ch->lock);
 	ch->fd = fd;
-	ch->dev_fd = dev_fd;
+	ch->device = device;
 	ch->hello = *hello;
 	pthread_rwlock_unlock(&ch->lock);
 	return 0;
@@ -148,12 +154,13 @@ static void channel_disconnect(struct cache *c)
 	struct channel *ch = (struct channel *)c;
 
 	pthread_rwlock_wrlock(&ch->lock);
-	if (ch->fd >= 0) {
+	if (ch->fd >= 0)
 		close(ch->fd);
-		close(ch->dev_fd);
-	}
 	ch->fd = -1;
-	ch->dev_fd = -1;
+	/* Whoever still has the slots open reads another connection's from here on: no more. */
+	if (ch->slots_fd >= 0)
+		close(ch->slots_fd);
+	ch->slots_fd = -1;
 	pthread_rwlock_unlock(&ch->lock);
 }
 
@@ -164,6 +171,7 @@ static void channel_free(struct cache *c)
 	channel_disconnect(c);
 	close(ch->wake_fd);
 	pthread_rwlock_destroy(&ch->lock);
+	pthread_mutex_destroy(&ch->slots_lock);
 	free(ch->path);
 	free(ch);
 }
@@ -387,23 +395,90 @@ static int channel_release(struct cache *c, uint64_t volume, uint64_t lease_epoc
 	return volume_call(c, DM_DEDUP_RELEASE, volume, lease_epoch, flags);
 }
 
+/*
+ * The device by its path may be another cache's by now. It is ours when it is the device that the
+ * channel was found by, and the channel still answers: then that device was there all the time,
+ * and while it is open it cannot go.
+ */
+static int open_device(struct channel *ch)
+{
+	struct dm_dedup_volume_info info;
+	struct dm_dedup_batch b = {
+		.size = sizeof(b),
+		.entry_size = sizeof(info),
+		.agent_epoch = ch->hello.agent_epoch,
+		.entries = (uintptr_t)&info,
+		.count = 1,
+	};
+	struct stat st;
+	int fd, r = 0;
+
+	fd = open(ch->path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) || st.st_rdev != ch->device)
+		r = -ENODEV;
+	if (!r)
+		r = call(ch, DM_DEDUP_LIST_VOLUMES, &b);
+	if (r) {
+		close(fd);
+		return r;
+	}
+	ch->slots_fd = fd;
+	return 0;
+}
+
+static int channel_open_slots(struct cache *c)
+{
+	struct channel *ch = (struct channel *)c;
+	int r = 0;
+
+	if (!enter(ch))
+		return -ENODEV;
+	pthread_mutex_lock(&ch->slots_lock);
+	if (ch->slots_fd < 0)
+		r = open_device(ch);
+	if (!r)
+		ch->slots_users++;
+	pthread_mutex_unlock(&ch->slots_lock);
+	leave(ch);
+	return r;
+}
+
+static void channel_close_slots(struct cache *c)
+{
+	struct channel *ch = (struct channel *)c;
+
+	pthread_rwlock_rdlock(&ch->lock);
+	pthread_mutex_lock(&ch->slots_lock);
+	if (!--ch->slots_users && ch->slots_fd >= 0) {
+		close(ch->slots_fd);
+		ch->slots_fd = -1;
+	}
+	pthread_mutex_unlock(&ch->slots_lock);
+	pthread_rwlock_unlock(&ch->lock);
+}
+
 static int channel_read_slot(struct cache *c, uint64_t slot, void *buf)
 {
 	struct channel *ch = (struct channel *)c;
 	size_t len, done = 0;
 	ssize_t n;
 	off_t at;
+	int r;
 
 	if (!enter(ch))
 		return -ENODEV;
-	if (slot >= ch->hello.nr_slots) {
+	/* The descriptor stays while the lock is held: only disconnect and the last user close it. */
+	if (ch->slots_fd < 0 || slot >= ch->hello.nr_slots) {
+		r = ch->slots_fd < 0 ? -ENODEV : -EINVAL;
 		leave(ch);
-		return -EINVAL;
+		return r;
 	}
 	len = (size_t)1 << ch->hello.block_shift;
 	at = (off_t)(ch->hello.data_offset + (slot << ch->hello.block_shift));
 	while (done < len) {
-		n = pread(ch->dev_fd, (char *)buf + done, len - done, at + (off_t)done);
+		n = pread(ch->slots_fd, (char *)buf + done, len - done, at + (off_t)done);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
@@ -433,6 +508,8 @@ static const struct cache_ops channel_ops = {
 	.commit = channel_commit,
 	.fence = channel_fence,
 	.release = channel_release,
+	.open_slots = channel_open_slots,
+	.close_slots = channel_close_slots,
 	.read_slot = channel_read_slot,
 };
 
@@ -444,12 +521,13 @@ struct cache *cache_channel_new(const char *path, struct error *err)
 		goto no_memory;
 	ch->cache.ops = &channel_ops;
 	ch->fd = -1;
-	ch->dev_fd = -1;
+	ch->slots_fd = -1;
 	ch->path = strdup(path);
 	ch->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	if (!ch->path || ch->wake_fd < 0)
 		goto free_channel;
 	pthread_rwlock_init(&ch->lock, NULL);
+	pthread_mutex_init(&ch->slots_lock, NULL);
 	dm_log_with_errno_init(quiet_dm_log);
 	return &ch->cache;
 

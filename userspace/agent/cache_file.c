@@ -880,6 +880,15 @@ static int file_release(struct cache *c, uint64_t volume, uint64_t lease_epoch, 
 	return unlock(f, 0);
 }
 
+static int file_open_slots(struct cache *c)
+{
+	return 0;
+}
+
+static void file_close_slots(struct cache *c)
+{
+}
+
 static int file_read_slot(struct cache *c, uint64_t slot, void *buf)
 {
 	struct cache_file *f = lock(c);
@@ -909,6 +918,8 @@ static const struct cache_ops file_ops = {
 	.commit = file_commit,
 	.fence = file_fence,
 	.release = file_release,
+	.open_slots = file_open_slots,
+	.close_slots = file_close_slots,
 	.read_slot = file_read_slot,
 };
 

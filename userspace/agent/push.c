@@ -484,6 +484,11 @@ int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *v
 	if (posix_memalign(&p.buffers, 4096, 2 * PUSH_CHUNK * p.block_size))
 		return error_set(err, -ENOMEM, "out of memory for a push of volume %s",
 				 volume->name);
+	r = env->cache->ops->open_slots(env->cache);
+	if (r) {
+		free(p.buffers);
+		return error_set(err, r, "cannot open the cache's slots: %s", strerror(-r));
+	}
 	memcpy(name.image, volume->image, sizeof(name.image));
 	name.lease_epoch = p.cut.lease_epoch;
 	name.cut = p.cut.cut;
@@ -493,6 +498,7 @@ int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *v
 		r = push_begun(&p, result);
 		env->net->end(env->net_ctx);
 	}
+	env->cache->ops->close_slots(env->cache);
 	free(p.overlays);
 	free(p.buffers);
 	return r;

@@ -220,17 +220,14 @@ static int send_parts(struct net_client *c, zmq_msg_t *msgs, size_t nr)
 {
 	for (size_t i = 0; i < nr; i++) {
 		zmq_msg_t copy;
+		int r;
 
 		/* A reference, not the bytes: the original stays for sending it again. */
 		zmq_msg_init(&copy);
-		if (zmq_msg_copy(&copy, &msgs[i]) ||
-		    zmq_msg_send(&copy, c->socket, ZMQ_DONTWAIT | (i + 1 < nr ? ZMQ_SNDMORE : 0)) <
-			    0) {
-			int r = -errno;
-
-			zmq_msg_close(&copy);
+		zmq_msg_copy(&copy, &msgs[i]);
+		r = net_send_part(c->socket, &copy, i + 1 < nr);
+		if (r)
 			return r;
-		}
 	}
 	return 0;
 }
@@ -276,7 +273,7 @@ static void flush(struct net_client *c)
 		return;
 	while ((call = TAILQ_FIRST(&c->waiting))) {
 		r = send_parts(c, call->msgs, call->nr);
-		if (r == -EAGAIN || r == -EINTR)
+		if (r == -EAGAIN)
 			return;
 		call->result = r;
 		call_move(c, call, r ? CALL_FAILED : CALL_SENT);

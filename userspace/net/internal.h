@@ -63,6 +63,9 @@ int net_parts_recv(void *socket, size_t max, struct net_parts *p);
 void net_parts_clear(struct net_parts *p);
 void net_parts_free(struct net_parts *p);
 
+/* Sends one part without waiting, and closes it in any case. A signal does not cut a message. */
+int net_send_part(void *socket, zmq_msg_t *msg, bool more);
+
 /* The id of a header that may be anything; 0: unreadable. */
 uint64_t net_peek_id(const void *data, size_t len);
 /* Decode a hostile header frame: -EMSGSIZE, -EPROTO. NULL arguments are not allowed but err. */

@@ -45,6 +45,20 @@ void net_parts_free(struct net_parts *p)
 	memset(p, 0, sizeof(*p));
 }
 
+int net_send_part(void *socket, zmq_msg_t *msg, bool more)
+{
+	int r;
+
+	do
+		r = zmq_msg_send(msg, socket, ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0)) < 0 ?
+			    -errno :
+			    0;
+	while (r == -EINTR);
+	if (r)
+		zmq_msg_close(msg);
+	return r;
+}
+
 /* Frames of one message come together: once the first is here, none of the others waits. */
 int net_parts_recv(void *socket, size_t max, struct net_parts *p)
 {
@@ -56,10 +70,13 @@ int net_parts_recv(void *socket, size_t max, struct net_parts *p)
 	do {
 		zmq_msg_t msg;
 
-		zmq_msg_init(&msg);
-		if (zmq_msg_recv(&msg, socket, ZMQ_DONTWAIT) < 0) {
-			int r = -errno;
+		int r;
 
+		zmq_msg_init(&msg);
+		do
+			r = zmq_msg_recv(&msg, socket, ZMQ_DONTWAIT) < 0 ? -errno : 0;
+		while (r == -EINTR);
+		if (r) {
 			zmq_msg_close(&msg);
 			net_parts_clear(p);
 			return r;

@@ -150,20 +150,6 @@ static int header_msg(struct peer *peer, const Vmdedup__Reply *reply, zmq_msg_t 
 	return out_part_msg(out, out->copy, len, msg);
 }
 
-static int send_msg(void *socket, zmq_msg_t *msg, bool more)
-{
-	int r;
-
-	do
-		r = zmq_msg_send(msg, socket, ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0)) < 0 ?
-			    -errno :
-			    0;
-	while (r == -EINTR);
-	if (r)
-		zmq_msg_close(msg);
-	return r;
-}
-
 /* Sends, or drops, a packed header and its frames; takes both over. After the first part ZeroMQ
  * takes the others without a wait, and drops them itself when the peer goes meanwhile. */
 static int send_message(struct net_server *s, struct peer *peer, zmq_msg_t *header,
@@ -175,14 +161,14 @@ static int send_message(struct net_server *s, struct peer *peer, zmq_msg_t *head
 
 	if (!zmq_msg_init_size(&msg, peer->id_len)) {
 		memcpy(zmq_msg_data(&msg), peer->id, peer->id_len);
-		r = send_msg(socket, &msg, true);
+		r = net_send_part(socket, &msg, true);
 	}
 	if (r) {
 		zmq_msg_close(header);
 		net_frames_drop(frames, nr);
 		return r;
 	}
-	r = send_msg(socket, header, nr);
+	r = net_send_part(socket, header, nr);
 	for (size_t i = 0; i < nr; i++) {
 		bool more = i + 1 < nr;
 
@@ -195,7 +181,7 @@ static int send_message(struct net_server *s, struct peer *peer, zmq_msg_t *head
 		r = frame_msg(peer, &frames[i], &msg);
 		if (r)
 			zmq_msg_init(&msg);
-		if (send_msg(socket, &msg, more && !r))
+		if (net_send_part(socket, &msg, more && !r))
 			r = r ?: -EPIPE;
 	}
 	return r;
