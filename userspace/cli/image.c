@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/clock.h"
 #include "cli/connect.h"
 #include "cli/ui.h"
 #include "proto/limits.h"
@@ -173,19 +174,26 @@ static int show_run(struct cli *cli, const struct verb *verb, int argc, char **a
 
 /* ---- mutations: clone, rm, rename, snapshot, rollback ---- */
 
-/* Sends the request; the image in the answer, if there is one, is shown with @json. */
+/* Sends the request; the image in the answer, if there is one, is shown with @json, with the
+ * seconds between request and answer. */
 static int mutate(struct cli *cli, Vmdedup__Request *req, bool json)
 {
 	struct connection cn;
 	struct net_reply reply;
 	struct error err = { 0 };
 	int r = connect_open(&cn, &cli->conf, &err);
+	uint64_t start = clock_mono_ns();
 
 	if (r)
 		return cli_fail(&err);
 	r = cluster_mutate(cn.cluster, req, NULL, 0, CLI_TIMEOUT_MS, &reply, &err);
-	if (!r && json && reply.header->body_case == VMDEDUP__REPLY__BODY_IMAGE)
-		json_show(image_json(reply.header->image));
+	if (!r && json && reply.header->body_case == VMDEDUP__REPLY__BODY_IMAGE) {
+		json_t *image = image_json(reply.header->image);
+
+		json_object_set_new(image, "seconds",
+				    json_real((clock_mono_ns() - start) / 1e9));
+		json_show(image);
+	}
 	net_reply_free(&reply);
 	connect_close(&cn);
 	return r ? cli_fail(&err) : EXIT_OK;
