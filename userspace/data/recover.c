@@ -121,6 +121,7 @@ struct found {
 struct recovery {
 	struct bstore *st;
 	bool rebuild;
+	bool synced; /* everything that any tail holds is on the disk, or never will be */
 	struct found *chunk;
 	size_t nr;
 	uint64_t named;
@@ -252,18 +253,23 @@ static int found_record(void *arg, struct lump *lump, uint32_t offset, const str
 
 /*
  * What the page cache holds of a tail may never have reached the disk: after a write error the
- * kernel keeps the page and calls it clean. So write out, drop, and read from the disk.
+ * kernel keeps the page and calls it clean. So write out (all lumps at once), drop, and read from
+ * the disk.
  */
-static int settle_pages(struct bstore *st, struct lump *l)
+static int settle_pages(struct recovery *rv, struct lump *l)
 {
-	int fd, r = lumps_pin(st->lumps, l, &fd);
+	struct bstore *st = rv->st;
+	int fd, r = rv->synced ? 0 : st->disk.ops->syncfs(st->disk.ctx, st->dirfd);
 
 	if (r)
 		return r;
-	r = st->disk.ops->datasync(st->disk.ctx, fd);
+	rv->synced = true;
+	r = lumps_pin(st->lumps, l, &fd);
+	if (r)
+		return r;
 	posix_fadvise(fd, (off_t)l->end, 0, POSIX_FADV_DONTNEED);
 	lumps_unpin(st->lumps, l);
-	return r;
+	return 0;
 }
 
 /* 0: ours; 1: torn at its creation; -EUCLEAN: of another disk or place. */
@@ -309,7 +315,7 @@ static int recover_lump(struct recovery *rv, struct lump *l, struct error *err)
 				 strerror(-r));
 	if (size == l->end && size) /* 0: killed between a lump's creation and its header */
 		return 0;
-	r = settle_pages(st, l);
+	r = settle_pages(rv, l);
 	if (!r && !l->end)
 		r = check_header(st, l, size, err);
 	if (r < 0)
@@ -318,8 +324,6 @@ static int recover_lump(struct recovery *rv, struct lump *l, struct error *err)
 	if (r)
 		return lumps_remove(st->lumps, l);
 	r = bstore_scan_lump(st, l, from, size, found_record, rv, &end, &damaged);
-	if (!r)
-		r = name_chunk(rv);
 	if (!r && end == LUMP_HEADER_SIZE && !l->end)
 		return lumps_remove(st->lumps, l);
 	if (!r && size > end)
@@ -401,6 +405,8 @@ int bstore_recover(struct bstore *st, bool rebuild, struct error *err)
 				i++;
 		}
 	}
+	if (!r)
+		r = name_chunk(&rv);
 	free(rv.chunk);
 	if (r && !err->code)
 		error_set(err, r, "recover %s: %s", st->dir, strerror(-r));
