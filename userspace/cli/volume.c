@@ -340,7 +340,7 @@ static int detach_run(struct cli *cli, const struct verb *verb, int argc, char *
 		r = detach(&a, image, no_push, discard, &reply, &err);
 	if (!r && json)
 		push_show(image, reply.header->volume_push, true);
-	else if (!r && !no_push && !discard)
+	else if (!r && reply.header->volume_push->blocks)
 		push_show(image, reply.header->volume_push, false);
 	if (!r && !json)
 		printf("detached %s\n", image);
