@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -124,6 +125,10 @@ int main(int argc, char **argv)
 	struct cli cli = { 0 };
 	int code;
 
+	/* Blocks come and go by the thousand: their memory stays, instead of being mapped, filled with
+	 * zeros by the kernel and unmapped for each. */
+	mallopt(M_MMAP_THRESHOLD, 32 << 20);
+	mallopt(M_TRIM_THRESHOLD, 512 << 20);
 	/* Embedded servers have nothing to say to who runs a command, unless something is wrong. */
 	setenv("VMDEDUP_QUIET", "1", 0);
 	code = dispatch(&cli, argc, argv);

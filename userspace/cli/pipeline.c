@@ -12,8 +12,9 @@
 #include "base/cleanup.h"
 #include "cli/pipeline.h"
 
-#define CHUNK_BYTES  (256U << 10) /* or one block, if that is larger */
-#define CHUNK_BLOCKS 64
+#define CHUNK_BYTES  (1U << 20)   /* what goes from thread to thread at once */
+#define READ_BYTES   (256U << 10) /* what is read and then hashed while it is in the core's cache */
+#define CHUNK_BLOCKS 256
 #define WINDOW_BYTES (128U << 20) /* in all chunks */
 #define PUSH_BYTES   (64U << 20)  /* coded, on their way: no new chunks above */
 #define MAX_THREADS  64
@@ -82,21 +83,32 @@ struct pipeline {
 
 /* ---- workers ---- */
 
-static void chunk_hash(struct pipeline *p, struct fp_hasher *h, struct chunk *c)
+static int blocks_hash(struct pipeline *p, struct fp_hasher *h, struct chunk *c, unsigned int first,
+		       unsigned int count)
 {
-	size_t padded = c->count * p->block_size;
+	size_t at = first * p->block_size, end = MIN(c->len, at + count * p->block_size);
+	int r = source_pread(p->source, c->data + at, end - at, c->offset + at, &c->err);
 
-	c->r = source_pread(p->source, c->data, c->len, c->offset, &c->err);
-	if (c->r)
-		return;
-	memset(c->data + c->len, 0, padded - c->len);
-	for (unsigned int i = 0; i < c->count; i++) {
+	if (r)
+		return r;
+	if (end == c->len)
+		memset(c->data + end, 0, c->count * p->block_size - end);
+	for (unsigned int i = first; i < first + count; i++) {
 		const uint8_t *block = c->data + i * p->block_size;
 
 		c->zero[i] = mem_is_zero(block, p->block_size);
 		if (!c->zero[i])
 			fp_hash(h, block, p->block_size, &c->fps[i]);
 	}
+	return 0;
+}
+
+static void chunk_hash(struct pipeline *p, struct fp_hasher *h, struct chunk *c)
+{
+	unsigned int step = MAX(1U, READ_BYTES / p->block_size);
+
+	for (unsigned int i = 0; i < c->count && !c->r; i += step)
+		c->r = blocks_hash(p, h, c, i, MIN(step, c->count - i));
 }
 
 /* Compressed when that saves a sixteenth, else as it is. */

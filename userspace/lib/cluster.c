@@ -248,6 +248,11 @@ static int metas_parse(struct cluster *c, const struct config *config, const cha
 	}
 	if (!c->nr_metas)
 		return error_set(err, -EINVAL, "no endpoint of a meta server is configured");
+	if (config && !strncmp(meta, "inproc://", 9) &&
+	    asprintf(&c->own_data, "ipc://%s/data.sock", config->run) < 0) {
+		c->own_data = NULL;
+		return error_set(err, -ENOMEM, "out of memory");
+	}
 	if (!tcp || !config || !config->curve_servers)
 		return 0;
 	c->has_meta_key = true;
@@ -359,6 +364,7 @@ void cluster_close(struct cluster *c)
 	ZSTD_freeDCtx(c->dctx);
 	free(c->raw);
 	free(c->nodes);
+	free(c->own_data);
 	free(c->role);
 	free(c);
 }

@@ -33,7 +33,8 @@ struct cluster_params {
 };
 
 /* @meta: endpoint of a meta server, or several with commas. @config: where curve_servers names
- * the meta servers' public key for tcp://, or NULL. Waits for an answer up to @timeout_ms. */
+ * the meta servers' public key for tcp://, or NULL. With a @meta of inproc:// the data server of this
+ * process is reached by inproc:// as well. Waits for an answer up to @timeout_ms. */
 struct cluster *cluster_open(struct net_ctx *net, const struct config *config, const char *meta,
 			     const char *role, int timeout_ms, struct error *err);
 void cluster_close(struct cluster *c); /* what waits ends with -ECANCELED */

@@ -21,6 +21,9 @@
 #include "lib/key.h"
 #include "proto/limits.h"
 
+/* Where embedded servers (agent/embedded.h) serve their own process, without a copy. */
+#define OWN_DATA	 "inproc://vmdedup-data"
+
 #define MAX_METAS	 8
 #define MAX_REPLICAS	 4
 #define MAX_SERVERS	 1024
@@ -84,6 +87,7 @@ struct cluster {
 	size_t nr_metas, meta_now;
 	uint8_t meta_key[32];
 	bool has_meta_key;
+	char *own_data; /* the endpoint of this process's data server as others know it, or NULL */
 	uint64_t session, sequence;
 	TAILQ_HEAD(, mutation) mutations; /* the first is on its way */
 

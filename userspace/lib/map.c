@@ -147,10 +147,11 @@ void cluster_map_flush(struct cluster *c)
 struct net_client *cluster_server_client(struct cluster *c, struct server *s)
 {
 	if (!s->client) {
+		bool own = c->own_data && !strcmp(c->own_data, s->endpoint);
 		struct error err = { 0 };
 
-		s->client = net_client_new(c->net, s->endpoint, s->has_key ? s->key : NULL, c->role,
-					   &err);
+		s->client = net_client_new(c->net, own ? OWN_DATA : s->endpoint,
+					   s->has_key ? s->key : NULL, c->role, &err);
 		if (!s->client)
 			log_warn("data server %s: %s", s->endpoint, err.text);
 	}
