@@ -117,7 +117,7 @@ static void gc_steps(struct model *m, bool now, unsigned int steps)
 	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
 	req.gc_step = &gc;
 	gc.now = now;
-	gc.budget = 1 + (uint32_t)pick(m, 20);
+	gc.budget = 1 + (uint32_t)pick(m, 4);
 	do {
 		reply = world_call(&m->w, &req, NULL, 0);
 		assert_int_equal(reply->error, 0);
@@ -130,7 +130,7 @@ static void gc_choose(struct model *m)
 	const Vmdedup__GcListReply *list;
 	uint64_t k;
 
-	gc_steps(m, true, (unsigned int)pick(m, 30) + 1);
+	gc_steps(m, true, (unsigned int)pick(m, 12) + 1);
 	m->nr_selected = 0;
 	for (k = 1; k < NR_CONTENTS; k++) {
 		list = m->stamps[k] ? select_one(m, k) : NULL;
@@ -188,12 +188,17 @@ static int send(struct model *m, uint64_t push, const struct tree *t, const uint
 	while (from < t->nr) {
 		if (from >= stop_at)
 			return -1;
+		/* A collection, or half of one, at any point of a push. */
+		if (!pick(m, 5))
+			gc_choose(m);
+		if (!pick(m, 3))
+			gc_delete(m);
 		to = from + 1 + pick(m, 4);
 		to = MIN(to, t->nr);
 		reply = world_part_reply(&m->w, push, t, from, to, tries || !from ? blocks : NULL, n);
 		if (reply->error == EAGAIN) {
 			assert_int_equal(reply->push_part->missing_nodes.len, 0);
-			assert_true(++tries < 4);
+			assert_true(++tries < 10);
 			hear_epochs(m);
 			put_blocks(m, blocks, n);
 			continue;
@@ -209,11 +214,17 @@ static void do_import(struct model *m, size_t i)
 {
 	struct model_image *im = &m->images[i];
 	struct model_image fresh = { .n = 1 + pick(m, MAX_BLOCKS) };
+	size_t pick_from = pick(m, NR_IMAGES);
 	struct tree t;
 	uint64_t push;
 	int r;
 
 	random_blocks(m, fresh.blocks, fresh.n, 80);
+	/* Or what another image has, or had: its nodes are there, or dying. */
+	if (!pick(m, 3) && m->images[pick_from].n) {
+		fresh.n = m->images[pick_from].n;
+		memcpy(fresh.blocks, m->images[pick_from].blocks, sizeof(fresh.blocks));
+	}
 	r = world_begin_import(&m->w, name_of(i), fresh.n * WORLD_BLOCK, &push);
 	assert_int_equal(r, im->exists ? EEXIST : 0);
 	if (r)
@@ -325,6 +336,9 @@ static void do_push(struct model *m, size_t i)
 		cut = im->cut + 1;
 	memcpy(blocks, im->blocks, sizeof(blocks));
 	random_blocks(m, blocks, im->n, 5);
+	if (im->cut && !pick(m, 4))
+		assert_int_equal(world_begin_cut(&m->w, &im->uuid, im->epoch, cut + 1, &im->root, false,
+						 &push, &done), ESTALE);
 	r = world_begin_cut(&m->w, &im->uuid, im->epoch, cut, &im->root, false, &push, &done);
 	if (!im->leased) {
 		assert_int_equal(r, ESTALE);
