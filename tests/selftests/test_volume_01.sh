@@ -45,6 +45,14 @@ expect_status() {
 vmdedup cluster init --name lab
 vmdedup cache format "$cache_disk"
 dm_create vol-cache "0 $(sectors "$cache_disk") dedup-cache $cache_disk"
+remove_volumes() {
+	local name
+	for name in $(dmsetup ls | awk '/^vol-/ && !/^vol-cache/ { print $1 }'); do
+		dmsetup message "$name" 0 fail_parked
+		dmsetup remove --retry "$name"
+	done
+}
+cleanup_fn remove_volumes
 truncate -s 40M "$TEST_TMP/image"
 mke2fs -q -t ext4 -d "${0%/*}" "$TEST_TMP/image"
 start_agent

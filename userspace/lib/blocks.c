@@ -19,6 +19,7 @@ struct get_item {
 	bool bad;	      /* some replica had it, and not right */
 	bool silent;	      /* some replica did not answer in this round */
 	uint8_t asked;	      /* the replica whose answer is awaited */
+	unsigned int attempts;
 	void (*got)(void *arg, int r, const void *data, size_t len);
 	void *arg;
 };
@@ -229,8 +230,10 @@ free_batch:
 
 static int batch_attempt_ms(const struct get_batch *b)
 {
-	uint64_t now = clock_mono_ns(), left = GET_ATTEMPT_MS;
+	uint64_t now = clock_mono_ns(), left = 0;
 
+	for (size_t i = 0; i < b->count; i++)
+		left = MAX(left, (uint64_t)attempt_ms(GET_ATTEMPT_MS, b->items[i]->attempts++));
 	for (size_t i = 0; i < b->count; i++) {
 		uint64_t d = b->items[i]->deadline_ns;
 

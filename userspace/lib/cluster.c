@@ -73,9 +73,9 @@ int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_fram
 {
 	uint64_t deadline = deadline_after(timeout_ms);
 
-	for (;;) {
+	for (unsigned int attempts = 0;; attempts++) {
 		struct net_client *client = meta_client(c, err);
-		int left = remaining_ms(deadline, META_ATTEMPT_MS), r;
+		int left = remaining_ms(deadline, attempt_ms(META_ATTEMPT_MS, attempts)), r;
 
 		memset(reply, 0, sizeof(*reply));
 		if (!client)
@@ -123,7 +123,8 @@ static void mutation_attempt(struct cluster *c)
 {
 	struct mutation *m = TAILQ_FIRST(&c->mutations);
 	struct net_client *client = meta_client(c, NULL);
-	int left = remaining_ms(m->deadline_ns, META_ATTEMPT_MS), r = -ETIMEDOUT;
+	int left = remaining_ms(m->deadline_ns, attempt_ms(META_ATTEMPT_MS, m->attempts++));
+	int r = -ETIMEDOUT;
 
 	if (!m->id.sequence) {
 		m->id.session = c->session;

@@ -27,10 +27,15 @@
 #define MAX_METAS	 8
 #define MAX_REPLICAS	 4
 #define MAX_SERVERS	 1024
-#define META_ATTEMPT_MS	 5000  /* an unanswered request to a meta server is sent again after this */
+/*
+ * An unanswered request is sent again after this, and then after twice as long each time: a server
+ * that is slow, not gone, must not be given the same work again and again.
+ */
+#define META_ATTEMPT_MS	 5000
 #define GET_ATTEMPT_MS	 5000
 #define TOUCH_ATTEMPT_MS 10000
 #define PUT_ATTEMPT_MS	 20000
+#define ATTEMPT_DOUBLINGS 3
 #define SERVER_DEAD_MS	 60000 /* a push gives up on a data server that is silent for so long */
 #define MAP_RETRY_MS	 200   /* between two looks for a better map */
 #define BATCH_BYTES	 (4U << 20) /* payload of one PUT or GET */
@@ -71,6 +76,7 @@ struct mutation {
 	const struct net_frame *frames;
 	size_t nr_frames;
 	uint64_t deadline_ns; /* 0: none */
+	unsigned int attempts;
 	mutation_done_fn done; /* owns the reply; r is about the transport only */
 	void *arg;
 };
@@ -117,6 +123,11 @@ int cluster_meta_submit(struct cluster *c, Vmdedup__Request *req, int timeout_ms
 		void *arg);
 int cluster_session_open(struct cluster *c, int timeout_ms, struct error *err);
 void cluster_mutation_submit(struct cluster *c, struct mutation *m);
+
+static inline int attempt_ms(int first_ms, unsigned int attempts)
+{
+	return first_ms << MIN(attempts, ATTEMPT_DOUBLINGS);
+}
 
 /* map.c */
 /* Takes a map if it is newer; queued gets and pushes then go to its servers. */

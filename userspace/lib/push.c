@@ -398,6 +398,7 @@ static void put_answered(struct push_batch *b, struct net_reply *reply)
 
 static void block_missing(struct cluster_push *p, struct push_block *b)
 {
+	b->attempts = 0;
 	if (b->blob) {
 		b->state = BLOCK_PUT;
 		block_queue_up(p, b);
@@ -487,6 +488,15 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 
 /* ---- sending ---- */
 
+static int batch_attempt_ms(struct push_batch *b, int first_ms)
+{
+	int ms = first_ms;
+
+	for (size_t i = 0; i < b->count; i++)
+		ms = MAX(ms, attempt_ms(first_ms, b->blocks[i]->attempts++));
+	return ms;
+}
+
 static struct push_batch *batch_take(struct cluster_push *p, struct server *s, bool put, size_t max)
 {
 	struct push_server *ps = &p->servers[s->index];
@@ -538,7 +548,8 @@ static void touch_send(struct cluster_push *p, struct server *s)
 	req.body_case = VMDEDUP__REQUEST__BODY_TOUCH;
 	req.touch = &touch;
 	if (client)
-		r = net_client_submit(client, &req, NULL, 0, TOUCH_ATTEMPT_MS, batch_answered, b);
+		r = net_client_submit(client, &req, NULL, 0, batch_attempt_ms(b, TOUCH_ATTEMPT_MS),
+				      batch_answered, b);
 	if (r)
 		batch_answered(b, r, NULL);
 }
@@ -577,8 +588,8 @@ static void put_send(struct cluster_push *p, struct server *s)
 	req.body_case = VMDEDUP__REQUEST__BODY_PUT;
 	req.put = &put;
 	if (client) {
-		r = net_client_submit(client, &req, frames, b->count, PUT_ATTEMPT_MS,
-				      batch_answered, b);
+		r = net_client_submit(client, &req, frames, b->count,
+				      batch_attempt_ms(b, PUT_ATTEMPT_MS), batch_answered, b);
 	} else {
 		for (size_t i = 0; i < b->count; i++)
 			blob_put(NULL, b->blocks[i]->blob);

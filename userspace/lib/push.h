@@ -38,6 +38,7 @@ struct push_block {
 	struct fp fp;
 	uint64_t ticket; /* goes up with each offer */
 	uint64_t since_ns;
+	unsigned int attempts;
 	enum block_state state;
 	bool redo;	 /* offered again because the meta server refused its receipt */
 	uint32_t raw_len;
