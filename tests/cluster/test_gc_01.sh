@@ -3,6 +3,7 @@
 # timeout: 300
 # What no image names goes from meta and data servers; imports of exactly that content go on meanwhile.
 
+# shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"
 
 make_image "$images/a.raw" 48
