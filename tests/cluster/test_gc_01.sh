@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # timeout: 300
-# What no image names goes from meta and data servers; imports of exactly that content go on meanwhile.
+# What no image names goes from meta and data servers, while others import exactly that.
 
 # shellcheck source=tests/cluster/test_common.sh
 . "${0%/*}/test_common.sh"

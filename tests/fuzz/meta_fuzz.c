@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The meta server's core under hostile requests. The input is requests, each a little-endian 16-bit
- * length and a packed Request, then a byte: how many of the payload frames that follow, each behind its
- * length, are its own. All run as one batch on a real store; instead of the commit the counts are
- * looked at and everything is rolled back, so that every input begins with the same cluster.
+ * length and a packed Request, then a byte: how many of the payload frames that follow, each behind
+ * its length, are its own. All run as one batch on a real store; instead of the commit the counts
+ * are looked at and everything is rolled back, so that every input begins with the same cluster.
  */
 #include <errno.h>
 #include <string.h>

@@ -639,17 +639,20 @@ static void test_placement(void **state)
 	/* Started anew: stale wherever another replica is. */
 	assert_int_equal(world_join(w, &d2, 2, "host2", 1ULL << 40, &again), 0);
 	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE state = 1"), 1024);
-	/* Shards that hold blocks stay where they are; the others make way for twice the capacity. */
+	/* Shards that hold blocks stay; the others make way for twice the capacity. */
 	w->incarnation = 1;
 	ramp(blocks, 100, 1);
 	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE state = 0"), 1024);
 	w->epoch = 1;
-	assert_int_equal(world_import(w, "a", blocks, 100), EAGAIN); /* half of them are the other disk's */
+	/* Half of the blocks are the other disk's. */
+	assert_int_equal(world_import(w, "a", blocks, 100), EAGAIN);
 	assert_int_equal(world_join(w, &d4, 1, "host3", 2ULL << 40, &s4), 0);
 	assert_in_range(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 4"), 810, 824);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas a JOIN replicas b ON a.shard = "
-				      "b.shard AND a.replica < b.replica WHERE a.server = b.server OR "
-				      "(a.server < 3 AND b.server < 3)"), 0);
+	assert_int_equal(world_sql(w,
+				   "SELECT count(*) FROM replicas a JOIN replicas b ON a.shard = "
+				   "b.shard AND a.replica < b.replica WHERE a.server = b.server OR "
+				   "(a.server < 3 AND b.server < 3)"),
+			 0);
 }
 
 /* Shards that hold blocks do not move by themselves. */
@@ -665,11 +668,13 @@ static void test_placement_keeps_blocks(void **state)
 	assert_int_equal(world_join(w, &d2, 1, "host2", 1ULL << 40, &s2), 0);
 	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 2"), 512);
 	assert_int_equal(world_import(w, "b", blocks, 100), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks JOIN replicas ON replicas.server = 2 "
-				      "AND replicas.shard = 4 * (instr('0123456789ABCDEF', "
-				      "substr(hex(fp), 1, 1)) - 1) * 16 + 4 * (instr('0123456789ABCDEF', "
-				      "substr(hex(fp), 2, 1)) - 1) + (instr('0123456789ABCDEF', "
-				      "substr(hex(fp), 3, 1)) - 1) / 4"), 0);
+	assert_int_equal(
+		world_sql(w, "SELECT count(*) FROM blocks JOIN replicas ON replicas.server = 2 "
+			     "AND replicas.shard = 4 * (instr('0123456789ABCDEF', "
+			     "substr(hex(fp), 1, 1)) - 1) * 16 + 4 * (instr('0123456789ABCDEF', "
+			     "substr(hex(fp), 2, 1)) - 1) + (instr('0123456789ABCDEF', "
+			     "substr(hex(fp), 3, 1)) - 1) / 4"),
+		0);
 }
 
 /* Requests of one batch share a transaction; the one that fails disturbs nobody. */

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The meta server as a process of its own, killed at random moments while clients wait for
- * answers. Every mutation is repeated until it is answered: each must have been done exactly once, with
- * the result that the first answer, if there was one, would have had; and the counts must agree.
+ * answers. Every mutation is repeated until it is answered: each must have been done exactly once,
+ * with the result that the first answer, if there was one, would have had; and the counts must
+ * agree.
  */
 #include "base/clock.h"
 #include "base/uuid.h"

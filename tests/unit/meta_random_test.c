@@ -195,7 +195,8 @@ static int send(struct model *m, uint64_t push, const struct tree *t, const uint
 			gc_delete(m);
 		to = from + 1 + pick(m, 4);
 		to = MIN(to, t->nr);
-		reply = world_part_reply(&m->w, push, t, from, to, tries || !from ? blocks : NULL, n);
+		reply = world_part_reply(&m->w, push, t, from, to, tries || !from ? blocks : NULL,
+					 n);
 		if (reply->error == EAGAIN) {
 			assert_int_equal(reply->push_part->missing_nodes.len, 0);
 			assert_true(++tries < 10);
@@ -337,8 +338,9 @@ static void do_push(struct model *m, size_t i)
 	memcpy(blocks, im->blocks, sizeof(blocks));
 	random_blocks(m, blocks, im->n, 5);
 	if (im->cut && !pick(m, 4))
-		assert_int_equal(world_begin_cut(&m->w, &im->uuid, im->epoch, cut + 1, &im->root, false,
-						 &push, &done), ESTALE);
+		assert_int_equal(world_begin_cut(&m->w, &im->uuid, im->epoch, cut + 1, &im->root,
+						 false, &push, &done),
+				 ESTALE);
 	r = world_begin_cut(&m->w, &im->uuid, im->epoch, cut, &im->root, false, &push, &done);
 	if (!im->leased) {
 		assert_int_equal(r, ESTALE);
@@ -480,8 +482,8 @@ static void verify(struct model *m)
 		struct model_image *im = &m->images[i];
 		struct visit v = { m, im };
 
-		if (im->exists && recipe_walk(&im->root, im->n * WORLD_BLOCK, WORLD_SHIFT, FP_SHA256,
-					      0, im->n, &ops, m, visit, &v, &err))
+		if (im->exists && recipe_walk(&im->root, im->n * WORLD_BLOCK, WORLD_SHIFT,
+					      FP_SHA256, 0, im->n, &ops, m, visit, &v, &err))
 			fail_msg("image %s: %s", name_of(i), err.text);
 	}
 }

@@ -28,7 +28,7 @@ struct world {
 	uint32_t server;
 	uint8_t receipt_key[RECEIPT_KEY_SIZE];
 	uint64_t epoch; /* that the data server stamps */
-	const uint64_t *stamps; /* not NULL: the epoch of content k's copy, 0: no copy, no receipt */
+	const uint64_t *stamps; /* or NULL: the epoch of content k's copy, 0: it has none */
 	uint64_t map_version;
 	struct meta_bytes *frames; /* of the last reply */
 	size_t nr_frames;

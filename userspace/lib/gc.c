@@ -133,7 +133,8 @@ static int delete_page(struct collection *g, uint32_t shard, uint32_t domain,
 		struct server *s = g->c->map[shard * g->c->map_replicas + i];
 
 		if (s)
-			r = delete_at(g, s, shard, domain, list->below_epoch, list->fingerprints, err);
+			r = delete_at(g, s, shard, domain, list->below_epoch, list->fingerprints,
+				      err);
 	}
 	if (!r)
 		r = forget(g, shard, domain, list->fingerprints, err);
@@ -264,12 +265,13 @@ int cluster_gc(struct cluster *c, bool full, bool (*stopped)(void *arg), void *a
 	r = cascade(&g, err);
 	if (!r)
 		r = list_domains(&g, err);
-	/* The raised epochs came with a new map; the data servers hear of it from this one's version. */
+	/* The raised epochs came with a new map: data servers hear of it by its version. */
 	if (!r)
 		r = cluster_map_fetch(c, GC_CALL_MS, err);
 	for (uint32_t shard = 0; !r && shard < NR_SHARDS; shard++) {
 		if (stopped && stopped(arg)) {
-			r = error_set(err, -EINTR, "stopped; what is left is collected the next time");
+			r = error_set(err, -EINTR,
+				      "stopped; what is left is collected the next time");
 			break;
 		}
 		for (size_t i = 0; !r && i < g.nr_domains; i++) {

@@ -2,10 +2,10 @@
 /*
  * The check: every count recomputed from the recipes and compared with what is stored.
  *
- * It reads a snapshot of the store, so that mutations go on meanwhile, and in bounded steps. What is
- * named is counted in memory, for one part of hash space at a time: as many passes over the recipes as
- * it takes to keep a part below MAX_KEYS. The state of a check lives in the process that runs it;
- * when that ends, the check has to begin again.
+ * It reads a snapshot of the store, so that mutations go on meanwhile, and in bounded steps. What
+ * is named is counted in memory, for one part of hash space at a time: as many passes over the
+ * recipes as it takes to keep a part below MAX_KEYS. The state of a check lives in the process that
+ * runs it; when that ends, the check has to begin again.
  */
 #include "meta/check.h"
 
@@ -179,8 +179,8 @@ static int step_roots(struct check *k)
 			      "images.uuid = versions.image") ?:
 		name_roots(k, "SELECT root, domain FROM leases") ?:
 		name_roots(k, "SELECT parent_root, domain FROM leases") ?:
-		name_roots(k, "SELECT push_nodes.hash, pushes.domain FROM push_nodes JOIN pushes ON "
-			      "pushes.id = push_nodes.push");
+		name_roots(k, "SELECT push_nodes.hash, pushes.domain FROM push_nodes JOIN pushes "
+			      "ON pushes.id = push_nodes.push");
 
 	return r ? r : 1;
 }
@@ -196,7 +196,8 @@ static int name_entries(struct check *k, uint32_t domain, const struct fp *hash,
 
 	recipe_node_hash(data, len, &real);
 	if (recipe_node_decode(&node, data, len, NULL) || !fp_equal(&real, hash))
-		return k->part ? 0 : problem(k, "recipe node %s is unreadable", fp_to_hex(hash, hex));
+		return k->part ? 0
+			       : problem(k, "recipe node %s is unreadable", fp_to_hex(hash, hex));
 	for (i = 0; !r && i < node.count; i++)
 		r = name_one(k, node.level ? KIND_NODE : KIND_BLOCK, domain, &node.entries[i]);
 	return r;
@@ -268,12 +269,13 @@ static int step_nodes(struct check *k, unsigned int budget)
 	unsigned int n = 0;
 	int r;
 
-	r = store_query(k->snap, &k->c->err, &rows,
-			"SELECT hash, domain, count, EXISTS (SELECT 1 FROM dying WHERE dying.hash = "
-			"nodes.hash AND dying.domain = nodes.domain), EXISTS (SELECT 1 FROM node_data "
-			"WHERE node_data.hash = nodes.hash AND node_data.domain = nodes.domain) FROM "
-			"nodes WHERE (hash, domain) > (?1, ?2) ORDER BY hash, domain LIMIT ?3",
-			V_FP(&k->after), V_INT(k->after_domain), V_INT(budget));
+	r = store_query(
+		k->snap, &k->c->err, &rows,
+		"SELECT hash, domain, count, EXISTS (SELECT 1 FROM dying WHERE dying.hash = "
+		"nodes.hash AND dying.domain = nodes.domain), EXISTS (SELECT 1 FROM node_data "
+		"WHERE node_data.hash = nodes.hash AND node_data.domain = nodes.domain) FROM "
+		"nodes WHERE (hash, domain) > (?1, ?2) ORDER BY hash, domain LIMIT ?3",
+		V_FP(&k->after), V_INT(k->after_domain), V_INT(budget));
 	while (!r && (r = rows_next(&rows, &k->c->err)) > 0) {
 		r = rows_bytes(&rows, 0, k->after.b, FP_SIZE, &k->c->err);
 		if (r)
@@ -293,10 +295,11 @@ static int step_blocks(struct check *k, unsigned int budget)
 	int64_t count;
 	int r;
 
-	r = store_query(k->snap, &k->c->err, &rows,
-			"SELECT domain, fp, count, condemned FROM blocks WHERE (domain, fp) > (?1, ?2) "
-			"ORDER BY domain, fp LIMIT ?3", V_INT(k->after_domain), V_FP(&k->after),
-			V_INT(budget));
+	r = store_query(
+		k->snap, &k->c->err, &rows,
+		"SELECT domain, fp, count, condemned FROM blocks WHERE (domain, fp) > (?1, ?2) "
+		"ORDER BY domain, fp LIMIT ?3",
+		V_INT(k->after_domain), V_FP(&k->after), V_INT(budget));
 	while (!r && (r = rows_next(&rows, &k->c->err)) > 0) {
 		n++;
 		r = rows_bytes(&rows, 1, k->after.b, FP_SIZE, &k->c->err);

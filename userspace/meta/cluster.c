@@ -23,7 +23,8 @@ int cluster_domains(struct meta_call *c, Vmdedup__Domain ***out, size_t *n)
 	*out = list = call_alloc(c, ((size_t)count + 1) * sizeof(*list));
 	if (!list)
 		return call_nomem(c);
-	r = store_query(call_store(c), &c->err, &rows, "SELECT id, name, key FROM domains ORDER BY id");
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT id, name, key FROM domains ORDER BY id");
 	while (!r && *n < (size_t)count && (r = rows_next(&rows, &c->err)) > 0) {
 		Vmdedup__Domain *d = call_alloc(c, sizeof(*d));
 
@@ -89,7 +90,8 @@ static int check_init(const struct meta_init *in, struct error *err)
 	if (in->algorithm > FP_MD5)
 		return error_set(err, -EINVAL, "unknown fingerprint algorithm %d", in->algorithm);
 	if (in->block_shift < BLOCK_SHIFT_MIN || in->block_shift > BLOCK_SHIFT_MAX)
-		return error_set(err, -EINVAL, "the block size is a power of two from 4 KiB to 1 MiB");
+		return error_set(err, -EINVAL,
+				 "the block size is a power of two from 4 KiB to 1 MiB");
 	if (in->replicas < 1 || in->replicas > 4)
 		return error_set(err, -EINVAL, "replicas: %u; 1 to 4 are allowed", in->replicas);
 	if (in->min_copies < 1 || in->min_copies > in->replicas)
@@ -112,13 +114,14 @@ int meta_fill(struct store *s, const struct meta_env *env, const struct meta_ini
 		return error_set(err, r, "%s", err && err->code ? err->text : "no random numbers");
 	if (env->random(env->ctx, key, sizeof(key)))
 		return error_set(err, -EIO, "no random numbers from the system");
-	n = store_exec(s, err,
-		       "INSERT INTO cluster (one, schema, uuid, history, name, algorithm, block_shift, "
-		       "replicas, min_copies, receipt_key, map_version, members_version, age_s, "
-		       "created_s) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, 1, 0, ?10)",
-		       V_INT(META_SCHEMA_VERSION), V_UUID(&uuid), V_UUID(&history), V_TEXT(in->name),
-		       V_INT(in->algorithm), V_INT(in->block_shift), V_INT(in->replicas),
-		       V_INT(in->min_copies), V_BLOB(key, sizeof(key)), V_INT(now));
+	n = store_exec(
+		s, err,
+		"INSERT INTO cluster (one, schema, uuid, history, name, algorithm, block_shift, "
+		"replicas, min_copies, receipt_key, map_version, members_version, age_s, "
+		"created_s) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, 1, 0, ?10)",
+		V_INT(META_SCHEMA_VERSION), V_UUID(&uuid), V_UUID(&history), V_TEXT(in->name),
+		V_INT(in->algorithm), V_INT(in->block_shift), V_INT(in->replicas),
+		V_INT(in->min_copies), V_BLOB(key, sizeof(key)), V_INT(now));
 	if (n >= 0)
 		n = store_exec(s, err, "INSERT INTO domains (id, name, key, created_s) VALUES "
 			       "(0, 'public', ?1, ?2)", V_BLOB("", 0), V_INT(now));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Collection of blocks. A block at count 0 is dead. Collecting a shard raises its epoch E by one and
- * condemns its dead blocks in the same transaction. Any count that comes later needs a receipt of
- * the new epoch, that is, a PUT or TOUCH that a data server has stamped with it. Data servers
+ * Collection of blocks. A block at count 0 is dead. Collecting a shard raises its epoch E by one
+ * and condemns its dead blocks in the same transaction. Any count that comes later needs a receipt
+ * of the new epoch, that is, a PUT or TOUCH that a data server has stamped with it. Data servers
  * delete condemned and unknown copies with a stamp below E only, and look at the stamp again in the
  * transaction that deletes: so a list may be as old as it likes, and whoever drives this may die at
  * any step. Forgetting a condemned row is safe at any time: the block is unknown from then on.
@@ -188,11 +188,12 @@ int gc_list(struct meta_call *c)
 	shard_range(req->shard, &from, &to);
 	if (req->after.len && memcmp(&after, &from, FP_SIZE) > 0)
 		from = after;
-	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT fp FROM blocks WHERE condemned > 0 AND domain = ?1 AND fp >= ?2 AND "
-			"fp <= ?3 AND NOT (?4 AND fp = ?2) ORDER BY fp LIMIT ?5",
-			V_INT(req->domain), V_FP(&from), V_FP(&to), V_INT(req->after.len != 0),
-			V_INT(limit + 1));
+	r = store_query(
+		call_store(c), &c->err, &rows,
+		"SELECT fp FROM blocks WHERE condemned > 0 AND domain = ?1 AND fp >= ?2 AND "
+		"fp <= ?3 AND NOT (?4 AND fp = ?2) ORDER BY fp LIMIT ?5",
+		V_INT(req->domain), V_FP(&from), V_FP(&to), V_INT(req->after.len != 0),
+		V_INT(limit + 1));
 	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
 		r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
 		reply->more = reply->fingerprints.len == limit * FP_SIZE;

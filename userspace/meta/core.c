@@ -167,8 +167,9 @@ static int load_params(struct meta *m, struct error *err)
 	p->members_version = (uint64_t)rows_int(&rows, 9);
 	if (p->block_shift < BLOCK_SHIFT_MIN || p->block_shift > BLOCK_SHIFT_MAX ||
 	    p->replicas < 1 || p->replicas > 4 || p->min_copies < 1 || p->min_copies > p->replicas)
-		return store_fail(m->store, err, -EUCLEAN,
-				  "the cluster's row is damaged: block_shift, replicas or min_copies");
+		return store_fail(
+			m->store, err, -EUCLEAN,
+			"the cluster's row is damaged: block_shift, replicas or min_copies");
 	return 0;
 }
 
@@ -183,8 +184,10 @@ int meta_commit(struct meta *m, struct error *err)
 	int64_t n = 0;
 
 	if (m->delta.nodes || m->delta.blocks)
-		n = store_exec(m->store, err, "UPDATE totals SET nodes = nodes + ?1, blocks = blocks + "
-			       "?2 WHERE slot = 0", V_INT(m->delta.nodes), V_INT(m->delta.blocks));
+		n = store_exec(m->store, err,
+			       "UPDATE totals SET nodes = nodes + ?1, blocks = blocks + "
+			       "?2 WHERE slot = 0",
+			       V_INT(m->delta.nodes), V_INT(m->delta.blocks));
 	return n < 0 ? (int)n : store_commit(m->store, err);
 }
 
@@ -300,7 +303,8 @@ void meta_batch(struct meta *m, struct meta_call *calls, size_t n)
 	if (!r)
 		return;
 	if (n > 1) {
-		/* One request may be what the store fails on: give each a transaction of its own. */
+		/* One request may be what the store fails on: give each a transaction of its own.
+		 */
 		for (i = 0; i < n; i++)
 			meta_batch(m, &calls[i], 1);
 		return;

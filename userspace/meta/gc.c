@@ -25,8 +25,9 @@ static int64_t end_push_nodes(struct meta *m, int64_t push, uint32_t domain, uns
 
 	if (!hashes)
 		return error_set(err, -ENOMEM, "the meta server is out of memory");
-	r = store_query(m->store, err, &rows, "SELECT hash FROM push_nodes WHERE push = ?1 LIMIT ?2",
-			V_INT(push), V_INT(n));
+	r = store_query(m->store, err, &rows,
+			"SELECT hash FROM push_nodes WHERE push = ?1 LIMIT ?2", V_INT(push),
+			V_INT(n));
 	while (!r && nr < n && (r = rows_next(&rows, err)) > 0)
 		r = rows_bytes(&rows, 0, hashes[nr++].b, FP_SIZE, err);
 	if (r < 0)
@@ -37,8 +38,8 @@ static int64_t end_push_nodes(struct meta *m, int64_t push, uint32_t domain, uns
 		if (r)
 			return r;
 		done = store_exec(m->store, err,
-				  "DELETE FROM push_nodes WHERE push = ?1 AND hash = ?2", V_INT(push),
-				  V_FP(&hashes[i]));
+				  "DELETE FROM push_nodes WHERE push = ?1 AND hash = ?2",
+				  V_INT(push), V_FP(&hashes[i]));
 		if (done < 0)
 			return done;
 	}
@@ -171,9 +172,11 @@ static int lower_block(struct meta *m, uint32_t domain, const struct fp *fp, uin
 	if (r < 0)
 		return r;
 	m->delta.blocks -= !left;
-	return r ? 0 : store_fail(m->store, err, -EUCLEAN,
-				  "block %s is counted fewer times than it is named; `vmdedup cluster "
-				  "check` tells more", fp_to_hex(fp, hex));
+	return r ? 0
+		 : store_fail(m->store, err, -EUCLEAN,
+			      "block %s is counted fewer times than it is named; `vmdedup cluster "
+			      "check` tells more",
+			      fp_to_hex(fp, hex));
 }
 
 static int lower_entries(struct meta *m, uint32_t domain, struct recipe_node *node,

@@ -326,8 +326,9 @@ int image_rename(struct meta_call *c)
 		       "UPDATE images SET name = ?2, changed_s = ?3 WHERE uuid = ?1",
 		       V_UUID(&im.uuid), V_TEXT(req->new_name), V_INT(im.changed_s));
 	if (n >= 0)
-		n = store_exec(call_store(c), &c->err, "UPDATE leases SET name = ?2 WHERE image = ?1",
-			       V_UUID(&im.uuid), V_TEXT(req->new_name));
+		n = store_exec(call_store(c), &c->err,
+			       "UPDATE leases SET name = ?2 WHERE image = ?1", V_UUID(&im.uuid),
+			       V_TEXT(req->new_name));
 	if (n < 0)
 		return (int)n;
 	snprintf(im.name, sizeof(im.name), "%s", req->new_name);

@@ -129,10 +129,10 @@ static int grant(struct meta_call *c, struct image *im, struct lease *l)
 		return r;
 	n = store_exec(call_store(c), &c->err,
 		       "INSERT INTO leases (" LEASE_COLUMNS ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, "
-		       "?8, ?9, ?10, ?11, ?12)", V_UUID(&l->image), V_INT(l->epoch), V_INT(l->state),
-		       V_UUID(&l->cache), V_TEXT(l->host), V_INT(l->domain), V_TEXT(l->name),
-		       V_INT(l->size), V_FP(&l->root), V_FP(&l->parent_root), V_INT(l->cut),
-		       V_INT(l->since_s));
+		       "?8, ?9, ?10, ?11, ?12)",
+		       V_UUID(&l->image), V_INT(l->epoch), V_INT(l->state), V_UUID(&l->cache),
+		       V_TEXT(l->host), V_INT(l->domain), V_TEXT(l->name), V_INT(l->size),
+		       V_FP(&l->root), V_FP(&l->parent_root), V_INT(l->cut), V_INT(l->since_s));
 	if (n >= 0)
 		n = store_exec(call_store(c), &c->err,
 			       "UPDATE images SET lease_epoch = ?2 WHERE uuid = ?1",
@@ -152,10 +152,12 @@ int lease_advance(struct meta_call *c, struct lease *l, const struct fp *root, u
 	l->parent_root = l->root; /* its count moves along */
 	l->root = *root;
 	l->cut = cut;
-	n = store_exec(call_store(c), &c->err,
-		       "UPDATE leases SET root = ?3, parent_root = ?4, cut = ?5 WHERE image = ?1 AND "
-		       "epoch = ?2", V_UUID(&l->image), V_INT(l->epoch), V_FP(&l->root),
-		       V_FP(&l->parent_root), V_INT(l->cut));
+	n = store_exec(
+		call_store(c), &c->err,
+		"UPDATE leases SET root = ?3, parent_root = ?4, cut = ?5 WHERE image = ?1 AND "
+		"epoch = ?2",
+		V_UUID(&l->image), V_INT(l->epoch), V_FP(&l->root), V_FP(&l->parent_root),
+		V_INT(l->cut));
 	return n < 0 ? (int)n : node_unref(c->m, l->domain, &old, 1, &c->err);
 }
 

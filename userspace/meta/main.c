@@ -22,9 +22,11 @@ static const char help[] =
 	"The meta server of a vmdedup cluster: names, recipes, counts, leases and the shard map.\n"
 	"`vmdedup cluster init` makes the store that it serves.\n"
 	"\n"
-	"  -c, --conf FILE      configuration (default $VMDEDUP_CONF, else " CONFIG_DEFAULT_PATH ")\n"
+	"  -c, --conf FILE      configuration (default $VMDEDUP_CONF, else " CONFIG_DEFAULT_PATH
+	")\n"
 	"  -s, --store FILE     SQLite file (default <store>/meta.sqlite of the configuration)\n"
-	"  -l, --listen ADDRESS tcp://HOST:PORT (PORT * : any), ipc://PATH; may be repeated. Default:\n"
+	"  -l, --listen ADDRESS tcp://HOST:PORT (PORT * : any), ipc://PATH; may be repeated. "
+	"Default:\n"
 	"                       meta.listen of the configuration and ipc://<run>/meta.sock\n"
 	"  -h, --help           this text\n"
 	"  -V, --version        the version\n"
@@ -46,9 +48,9 @@ struct options {
 static int parse(int argc, char **argv, struct options *o)
 {
 	static const struct option longs[] = {
-		{ "conf", required_argument, NULL, 'c' },   { "store", required_argument, NULL, 's' },
-		{ "listen", required_argument, NULL, 'l' }, { "help", no_argument, NULL, 'h' },
-		{ "version", no_argument, NULL, 'V' },	    { 0 },
+		{"conf", required_argument, NULL, 'c'},	  {"store", required_argument, NULL, 's'},
+		{"listen", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'},	  {0},
 	};
 	int opt;
 
@@ -79,7 +81,8 @@ static int parse(int argc, char **argv, struct options *o)
 		}
 	}
 	if (optind != argc) {
-		fprintf(stderr, "vmdedup-meta: unknown argument \"%s\"; see --help\n", argv[optind]);
+		fprintf(stderr, "vmdedup-meta: unknown argument \"%s\"; see --help\n",
+			argv[optind]);
 		return -EINVAL;
 	}
 	return 0;
@@ -171,8 +174,8 @@ int main(int argc, char **argv)
 	r = parse(argc, argv, &o);
 	if (r)
 		return r < 0 ? 2 : 0;
-	/* Blocked before any thread starts, read from a descriptor: a signal stops the server between
-	 * two batches. */
+	/* Blocked before any thread starts, read from a descriptor: a signal stops the server
+	 * between two batches. */
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);

@@ -9,9 +9,11 @@
 
 int map_bump(struct meta *m, bool members, struct error *err)
 {
-	int64_t n = store_exec(m->store, err,
-			       "UPDATE cluster SET map_version = map_version + 1, members_version = "
-			       "members_version + ?1", V_INT(members));
+	int64_t n =
+		store_exec(m->store, err,
+			   "UPDATE cluster SET map_version = map_version + 1, members_version = "
+			   "members_version + ?1",
+			   V_INT(members));
 
 	if (n < 0)
 		return (int)n;
@@ -52,9 +54,10 @@ static int read_servers(struct meta_call *c, Vmdedup__MapReply *map)
 	map->servers = call_alloc(c, META_MAX_SERVERS * sizeof(*map->servers));
 	if (!map->servers)
 		return call_nomem(c);
-	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT id, disk, incarnation, endpoint, curve_key, capacity, free, host, rack, "
-			"state FROM servers ORDER BY id");
+	r = store_query(
+		call_store(c), &c->err, &rows,
+		"SELECT id, disk, incarnation, endpoint, curve_key, capacity, free, host, rack, "
+		"state FROM servers ORDER BY id");
 	while (!r && map->n_servers < META_MAX_SERVERS && (r = rows_next(&rows, &c->err)) > 0) {
 		Vmdedup__Server *s = call_alloc(c, sizeof(*s));
 
@@ -180,9 +183,11 @@ static int shard_is_empty(struct meta *m, unsigned int shard, struct error *err)
 	memset(to.b, 0xff, sizeof(to.b));
 	to.b[0] = from.b[0];
 	to.b[1] = from.b[1] | 0x3f;
-	r = store_int(m->store, err, &one,
-		      "SELECT 1 FROM domains WHERE EXISTS (SELECT 1 FROM blocks WHERE blocks.domain = "
-		      "domains.id AND fp >= ?1 AND fp <= ?2)", V_FP(&from), V_FP(&to));
+	r = store_int(
+		m->store, err, &one,
+		"SELECT 1 FROM domains WHERE EXISTS (SELECT 1 FROM blocks WHERE blocks.domain = "
+		"domains.id AND fp >= ?1 AND fp <= ?2)",
+		V_FP(&from), V_FP(&to));
 	return r < 0 ? r : !r;
 }
 
@@ -191,12 +196,13 @@ static int save_place(struct meta *m, const struct placement *p, unsigned int sh
 {
 	/* The first replica of a shard has nobody to reconcile with. */
 	bool current = !replica || p->empty[shard];
-	int64_t n = store_exec(m->store, err,
-			       "INSERT INTO replicas (shard, replica, server, state) VALUES (?1, ?2, ?3, "
-			       "?4) ON CONFLICT (shard, replica) DO UPDATE SET server = excluded.server, "
-			       "state = excluded.state", V_INT(shard), V_INT(replica),
-			       V_INT(p->shards[shard][replica]),
-			       V_INT(current ? REPLICA_CURRENT : REPLICA_STALE));
+	int64_t n = store_exec(
+		m->store, err,
+		"INSERT INTO replicas (shard, replica, server, state) VALUES (?1, ?2, ?3, "
+		"?4) ON CONFLICT (shard, replica) DO UPDATE SET server = excluded.server, "
+		"state = excluded.state",
+		V_INT(shard), V_INT(replica), V_INT(p->shards[shard][replica]),
+		V_INT(current ? REPLICA_CURRENT : REPLICA_STALE));
 
 	return n < 0 ? (int)n : 0;
 }
@@ -242,9 +248,11 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	size_t len;
 	int r;
 
-	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT id, incarnation, state, endpoint, host, rack, curve_key, commits FROM "
-			"servers WHERE disk = ?1", V_UUID(disk));
+	r = store_query(
+		call_store(c), &c->err, &rows,
+		"SELECT id, incarnation, state, endpoint, host, rack, curve_key, commits FROM "
+		"servers WHERE disk = ?1",
+		V_UUID(disk));
 	if (!r)
 		r = rows_next(&rows, &c->err);
 	if (r <= 0)
@@ -278,19 +286,21 @@ static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
 	if (n >= META_MAX_SERVERS)
 		return call_error(c, -EBUSY, "the cluster has %d data servers, the most it can",
 				  META_MAX_SERVERS);
-	n = store_exec(s, &c->err,
-		       "INSERT INTO servers (id, disk, incarnation, endpoint, curve_key, capacity, "
-		       "free, host, rack, state, joined_s, seen_s, commits) VALUES (?1, ?2, ?3, ?4, "
-		       "?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, ?11)", V_INT(*id), V_UUID(disk), V_INT(req->incarnation),
-		       V_TEXT(req->endpoint), V_BLOB(req->curve_key.data, req->curve_key.len),
-		       V_INT(req->capacity), V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack),
-		       V_INT(now), V_INT(req->commits));
+	n = store_exec(
+		s, &c->err,
+		"INSERT INTO servers (id, disk, incarnation, endpoint, curve_key, capacity, "
+		"free, host, rack, state, joined_s, seen_s, commits) VALUES (?1, ?2, ?3, ?4, "
+		"?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, ?11)",
+		V_INT(*id), V_UUID(disk), V_INT(req->incarnation), V_TEXT(req->endpoint),
+		V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
+		V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack), V_INT(now),
+		V_INT(req->commits));
 	return n < 0 ? (int)n : 0;
 }
 
 /*
- * A known disk. If its content is not what it was, what it holds of its shards is unknown until they
- * are reconciled, and it counts in no receipt; except where it is the only replica there is.
+ * A known disk. If its content is not what it was, what it holds of its shards is unknown until
+ * they are reconciled, and it counts in no receipt; except where it is the only replica there is.
  */
 static int update_server(struct meta_call *c, const struct known *k)
 {
@@ -298,19 +308,22 @@ static int update_server(struct meta_call *c, const struct known *k)
 	struct store *s = call_store(c);
 	int64_t n;
 
-	n = store_exec(s, &c->err,
-		       "UPDATE servers SET incarnation = ?2, endpoint = ?3, curve_key = ?4, "
-		       "capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, commits = ?10, "
-		       "state = CASE WHEN state IN (1, 2) THEN 0 ELSE state END WHERE id = ?1",
-		       V_INT(k->id), V_INT(req->incarnation), V_TEXT(req->endpoint),
-		       V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
-		       V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack),
-		       V_INT(call_now_s(c)), V_INT(req->commits));
+	n = store_exec(
+		s, &c->err,
+		"UPDATE servers SET incarnation = ?2, endpoint = ?3, curve_key = ?4, "
+		"capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, commits = ?10, "
+		"state = CASE WHEN state IN (1, 2) THEN 0 ELSE state END WHERE id = ?1",
+		V_INT(k->id), V_INT(req->incarnation), V_TEXT(req->endpoint),
+		V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
+		V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack), V_INT(call_now_s(c)),
+		V_INT(req->commits));
 	if (n >= 0 && k->anew)
-		n = store_exec(s, &c->err,
-			       "UPDATE replicas SET state = 1 WHERE server = ?1 AND EXISTS (SELECT 1 "
-			       "FROM replicas AS other WHERE other.shard = replicas.shard AND "
-			       "other.server <> ?1)", V_INT(k->id));
+		n = store_exec(
+			s, &c->err,
+			"UPDATE replicas SET state = 1 WHERE server = ?1 AND EXISTS (SELECT 1 "
+			"FROM replicas AS other WHERE other.shard = replicas.shard AND "
+			"other.server <> ?1)",
+			V_INT(k->id));
 	return n < 0 ? (int)n : 0;
 }
 
@@ -366,10 +379,12 @@ int map_server_join(struct meta_call *c)
 	if (known < 0)
 		return known;
 	if (known && c->req->server_join->incarnation < k.incarnation)
-		return call_error(c, -ESTALE,
-				  "this disk was here in incarnation %llu and comes with %llu: an older "
-				  "copy of it", (unsigned long long)k.incarnation,
-				  (unsigned long long)c->req->server_join->incarnation);
+		return call_error(
+			c, -ESTALE,
+			"this disk was here in incarnation %llu and comes with %llu: an older "
+			"copy of it",
+			(unsigned long long)k.incarnation,
+			(unsigned long long)c->req->server_join->incarnation);
 	r = known ? update_server(c, &k) : add_server(c, &disk, &k.id);
 	if (!r && !known)
 		r = place(c->m, &c->err);

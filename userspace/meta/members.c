@@ -61,10 +61,11 @@ static int read_members(struct meta *m, struct members *ms, struct error *err)
 	size_t room = 0;
 	int r;
 
-	r = store_query(m->store, err, &rows,
-			"SELECT servers.disk, servers.incarnation, replicas.shard FROM servers JOIN "
-			"replicas ON replicas.server = servers.id WHERE servers.state IN (0, 1, 3) AND "
-			"replicas.state = 0 ORDER BY servers.disk");
+	r = store_query(
+		m->store, err, &rows,
+		"SELECT servers.disk, servers.incarnation, replicas.shard FROM servers JOIN "
+		"replicas ON replicas.server = servers.id WHERE servers.state IN (0, 1, 3) AND "
+		"replicas.state = 0 ORDER BY servers.disk");
 	while (!r && (r = rows_next(&rows, err)) > 0)
 		r = add_row(ms, &rows, &room, err);
 	return r;

@@ -8,8 +8,9 @@
  * transaction, so that bringing the whole node again brings it back to life with one count.
  *
  * The shape is checked from the leaves up. A node knows the least and the most blocks that it can
- * span: a subtree of zeros in last place has no size of its own. A root fits an image if the image's
- * blocks lie between the two; every node that is not last in its level must be able to be full.
+ * span: a subtree of zeros in last place has no size of its own. A root fits an image if the
+ * image's blocks lie between the two; every node that is not last in its level must be able to be
+ * full.
  */
 #include "meta/image.h"
 
@@ -29,8 +30,10 @@ int node_ref(struct meta_call *c, uint32_t domain, const struct fp *hash)
 		       "count > 0", V_FP(hash), V_INT(domain));
 	if (n < 0)
 		return (int)n;
-	return n ? 0 : store_fail(call_store(c), &c->err, -EUCLEAN,
-				  "root %s is recorded and its node is not there", fp_to_hex(hash, hex));
+	return n ? 0
+		 : store_fail(call_store(c), &c->err, -EUCLEAN,
+			      "root %s is recorded and its node is not there",
+			      fp_to_hex(hash, hex));
 }
 
 int node_unref(struct meta *m, uint32_t domain, const struct fp *hash, uint64_t n,
@@ -48,9 +51,11 @@ int node_unref(struct meta *m, uint32_t domain, const struct fp *hash, uint64_t 
 	if (r < 0)
 		return r;
 	if (!r)
-		return store_fail(m->store, err, -EUCLEAN,
-				  "node %s is counted fewer times than it is named; `vmdedup cluster "
-				  "check` tells more", fp_to_hex(hash, hex));
+		return store_fail(
+			m->store, err, -EUCLEAN,
+			"node %s is counted fewer times than it is named; `vmdedup cluster "
+			"check` tells more",
+			fp_to_hex(hash, hex));
 	if (left)
 		return 0;
 	left = store_exec(m->store, err, "INSERT INTO dying (hash, domain) VALUES (?1, ?2)",
@@ -125,11 +130,12 @@ static int raise_blocks(struct node_put *p, const struct recipe_node *node)
 		vals[3 * i + 1] = V_FP(&fps[i]);
 		vals[3 * i + 2] = V_INT(times[i]);
 	}
-	r = store_exec_many(call_store(c), &c->err,
-			    "INSERT INTO blocks (domain, fp, count, condemned) VALUES (?1, ?2, ?3, 0) "
-			    "ON CONFLICT (domain, fp) DO UPDATE SET "
-			    "count = blocks.count + excluded.count, condemned = 0 RETURNING count",
-			    vals, 3, n, counts, 0);
+	r = store_exec_many(
+		call_store(c), &c->err,
+		"INSERT INTO blocks (domain, fp, count, condemned) VALUES (?1, ?2, ?3, 0) "
+		"ON CONFLICT (domain, fp) DO UPDATE SET "
+		"count = blocks.count + excluded.count, condemned = 0 RETURNING count",
+		vals, 3, n, counts, 0);
 	if (r)
 		return r;
 	for (i = 0; i < n; i++)
@@ -222,8 +228,10 @@ static int check(struct node_put *p, const struct fp *hash, const void *data, si
 		return call_error(p->c, -EINVAL, "recipe node %s: made for another block size or "
 				  "algorithm than the cluster's", fp_to_hex(hash, hex));
 	if (!node->count || node->count > RECIPE_FANOUT || node->level > max_level)
-		return call_error(p->c, -EINVAL, "recipe node %s: %u entries at level %u do not fit "
-				  "the image", fp_to_hex(hash, hex), node->count, node->level);
+		return call_error(p->c, -EINVAL,
+				  "recipe node %s: %u entries at level %u do not fit "
+				  "the image",
+				  fp_to_hex(hash, hex), node->count, node->level);
 	return 0;
 }
 
@@ -249,10 +257,11 @@ static int create(struct node_put *p, const struct fp *hash, const struct recipe
 	r = node->level ? raise_children(p, node, &span) : raise_blocks(p, node);
 	if (r)
 		return r;
-	n = store_exec(s, &p->c->err,
-		       "INSERT INTO nodes (hash, domain, level, count, blocks_min, blocks_max) VALUES "
-		       "(?1, ?2, ?3, 1, ?4, ?5)", V_FP(hash), V_INT(p->domain), V_INT(node->level),
-		       V_INT(span.min), V_INT(span.max));
+	n = store_exec(
+		s, &p->c->err,
+		"INSERT INTO nodes (hash, domain, level, count, blocks_min, blocks_max) VALUES "
+		"(?1, ?2, ?3, 1, ?4, ?5)",
+		V_FP(hash), V_INT(p->domain), V_INT(node->level), V_INT(span.min), V_INT(span.max));
 	if (n >= 0)
 		n = store_exec(s, &p->c->err, "INSERT INTO node_data (hash, domain, data) VALUES "
 			       "(?1, ?2, ?3)", V_FP(hash), V_INT(p->domain), V_BLOB(data, len));
@@ -322,8 +331,10 @@ int node_is_root(struct meta_call *c, uint32_t domain, const struct fp *root, ui
 		return r;
 	if (rows_int(&rows, 0) + 1 != recipe_levels(blocks) ||
 	    (uint64_t)rows_int(&rows, 1) > blocks || (uint64_t)rows_int(&rows, 2) < blocks)
-		return call_error(c, -EINVAL, "the root's tree does not have the shape of an image of "
-				  "%llu bytes", (unsigned long long)size);
+		return call_error(c, -EINVAL,
+				  "the root's tree does not have the shape of an image of "
+				  "%llu bytes",
+				  (unsigned long long)size);
 	return 1;
 }
 

@@ -103,7 +103,8 @@ static unsigned int even_out(struct placement *p, uint32_t *places)
 				continue;
 			to = choose(p, shard, place, places);
 			if (to == p->nr_servers || &p->servers[to] == from ||
-			    !below(places[to] + 1, &p->servers[to], places[from - p->servers], from))
+			    !below(places[to] + 1, &p->servers[to], places[from - p->servers],
+				   from))
 				continue;
 			places[from - p->servers]--;
 			set(p, shard, place, to, places);

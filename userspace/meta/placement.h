@@ -20,15 +20,15 @@ struct placement {
 	size_t nr_servers;
 	struct placement_server servers[META_MAX_SERVERS];
 	uint32_t shards[NR_SHARDS][PLACEMENT_MAX_REPLICAS]; /* server ids; 0: an empty place */
-	bool empty[NR_SHARDS];				    /* holds no block: costs nothing to move */
+	bool empty[NR_SHARDS]; /* holds no block: costs nothing to move */
 	bool changed[NR_SHARDS][PLACEMENT_MAX_REPLICAS];    /* out */
 };
 
 /*
  * Fills empty places, each with the server that is furthest below its share by capacity, never two
  * of one host or of one named rack in a shard; a place without such a server stays empty. Then
- * moves places of shards that hold no block from servers above their share to servers below, as few as
- * make it even. Returns how many places have changed.
+ * moves places of shards that hold no block from servers above their share to servers below, as few
+ * as make it even. Returns how many places have changed.
  */
 unsigned int placement_fill(struct placement *p);
 

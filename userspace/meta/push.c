@@ -4,11 +4,12 @@
  * head. Nothing that a push has brought is seen before, and what an abandoned push has brought is
  * given back in steps (gc.c).
  *
- * A volume's push is named (image, lease epoch, cut). The head stores epoch and cut of the push that
- * made it, and accepts
+ * A volume's push is named (image, lease epoch, cut). The head stores epoch and cut of the push
+ * that made it, and accepts
  *  - within the epoch, only the parent root that it has, with the very next cut;
- *  - as the first push of an epoch, only the parent root that it has, with any cut: the cut counter
- *    belongs to the cache's volume record and goes on over grants, while a new grant has no cut yet.
+ *  - as the first push of an epoch, only the parent root that it has, with any cut: the cut
+ *    counter belongs to the cache's volume record and goes on over grants, while a new grant has
+ *    no cut yet.
  * The same (epoch, cut) on the same parent again was committed before: it gets the first result.
  * Everything else is stale. A commit that comes late finds its lease over, or its cut behind.
  */
@@ -53,7 +54,8 @@ static int load(struct meta_call *c, uint64_t id, struct push *p)
 	if (r < 0)
 		return r;
 	if (!r)
-		return call_error(c, -ESTALE, "push %llu is over or was never begun: begin it again",
+		return call_error(c, -ESTALE,
+				  "push %llu is over or was never begun: begin it again",
 				  (unsigned long long)id);
 	snprintf(p->name, sizeof(p->name), "%s", rows_text(&rows, 0));
 	p->epoch = (uint64_t)rows_int(&rows, 2);
@@ -87,15 +89,15 @@ static int insert(struct meta_call *c, struct push *p)
 	r = call_random_id(c, &p->id);
 	if (r)
 		return r;
-	n = store_exec(s, &c->err,
-		       "INSERT INTO pushes (id, state, name, image, epoch, cut, parent_root, domain, "
-		       "size, make_version, label, nodes, receipts, members_version, used_s) VALUES "
-		       "(?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 0, ?11, ?12)", V_INT(p->id),
-		       is_import(p) ? V_TEXT(p->name) : V_NULL,
-		       is_import(p) ? V_NULL : V_UUID(&p->image), V_INT(p->epoch), V_INT(p->cut),
-		       V_FP(&p->parent_root), V_INT(p->domain), V_INT(p->size),
-		       V_INT(p->make_version), V_TEXT(p->label),
-		       V_INT(c->m->params.members_version), V_INT(c->m->params.age_s));
+	n = store_exec(
+		s, &c->err,
+		"INSERT INTO pushes (id, state, name, image, epoch, cut, parent_root, domain, "
+		"size, make_version, label, nodes, receipts, members_version, used_s) VALUES "
+		"(?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, 0, ?11, ?12)",
+		V_INT(p->id), is_import(p) ? V_TEXT(p->name) : V_NULL,
+		is_import(p) ? V_NULL : V_UUID(&p->image), V_INT(p->epoch), V_INT(p->cut),
+		V_FP(&p->parent_root), V_INT(p->domain), V_INT(p->size), V_INT(p->make_version),
+		V_TEXT(p->label), V_INT(c->m->params.members_version), V_INT(c->m->params.age_s));
 	return n < 0 ? (int)n : 0;
 }
 
@@ -105,8 +107,10 @@ static int begin_import(struct meta_call *c, const Vmdedup__PushBegin *req, stru
 	int r;
 
 	if (!req->size || req->size % 512 || req->size > IMAGE_SIZE_MAX)
-		return call_error(c, -EINVAL, "size: %llu bytes; an image has a multiple of 512, at "
-				  "most %llu", (unsigned long long)req->size,
+		return call_error(c, -EINVAL,
+				  "size: %llu bytes; an image has a multiple of 512, at "
+				  "most %llu",
+				  (unsigned long long)req->size,
 				  (unsigned long long)IMAGE_SIZE_MAX);
 	r = image_name_free(c, req->name);
 	if (r)
@@ -125,12 +129,13 @@ static int begin_import(struct meta_call *c, const Vmdedup__PushBegin *req, stru
 
 static int stale(struct meta_call *c, const struct image *im, const struct push *p)
 {
-	return call_error(c, -ESTALE,
-			  "push of image \"%s\" (lease epoch %llu, cut %llu) does not follow the head "
-			  "(lease epoch %llu, head's epoch %llu and cut %llu)", im->name,
-			  (unsigned long long)p->epoch, (unsigned long long)p->cut,
-			  (unsigned long long)im->lease_epoch, (unsigned long long)im->head_epoch,
-			  (unsigned long long)im->head_cut);
+	return call_error(
+		c, -ESTALE,
+		"push of image \"%s\" (lease epoch %llu, cut %llu) does not follow the head "
+		"(lease epoch %llu, head's epoch %llu and cut %llu)",
+		im->name, (unsigned long long)p->epoch, (unsigned long long)p->cut,
+		(unsigned long long)im->lease_epoch, (unsigned long long)im->head_epoch,
+		(unsigned long long)im->head_cut);
 }
 
 enum follow { FOLLOW_NEXT = 0, FOLLOW_DONE = 1 };
@@ -160,17 +165,19 @@ static int adopt_or_insert(struct meta_call *c, struct push *p)
 	int64_t id = 0, n;
 	int r;
 
-	n = store_exec(s, &c->err,
-		       "UPDATE pushes SET state = 1 WHERE image = ?1 AND state = 0 AND NOT (epoch = ?2 "
-		       "AND cut = ?3 AND parent_root = ?4)", V_UUID(&p->image), V_INT(p->epoch),
-		       V_INT(p->cut), V_FP(&p->parent_root));
+	n = store_exec(
+		s, &c->err,
+		"UPDATE pushes SET state = 1 WHERE image = ?1 AND state = 0 AND NOT (epoch = ?2 "
+		"AND cut = ?3 AND parent_root = ?4)",
+		V_UUID(&p->image), V_INT(p->epoch), V_INT(p->cut), V_FP(&p->parent_root));
 	if (n < 0)
 		return (int)n;
-	r = store_int(s, &c->err, &id,
-		      "UPDATE pushes SET make_version = ?4, label = ?5, used_s = ?6 WHERE image = ?1 "
-		      "AND epoch = ?2 AND cut = ?3 AND state = 0 RETURNING id", V_UUID(&p->image),
-		      V_INT(p->epoch), V_INT(p->cut), V_INT(p->make_version), V_TEXT(p->label),
-		      V_INT(c->m->params.age_s));
+	r = store_int(
+		s, &c->err, &id,
+		"UPDATE pushes SET make_version = ?4, label = ?5, used_s = ?6 WHERE image = ?1 "
+		"AND epoch = ?2 AND cut = ?3 AND state = 0 RETURNING id",
+		V_UUID(&p->image), V_INT(p->epoch), V_INT(p->cut), V_INT(p->make_version),
+		V_TEXT(p->label), V_INT(c->m->params.age_s));
 	if (r <= 0)
 		return r ? r : insert(c, p);
 	p->id = (uint64_t)id;
@@ -274,8 +281,10 @@ static int check_bounds(struct meta_call *c, const struct push *p)
 	uint64_t blocks = recipe_blocks(p->size, c->m->params.block_shift);
 
 	if (p->nodes > 2 * tree_nodes(c, p->size) + 1024 || p->receipts > 8 * blocks + 65536)
-		return call_error(c, -E2BIG, "the push has brought more than an image of %llu bytes "
-				  "can need; begin it again", (unsigned long long)p->size);
+		return call_error(c, -E2BIG,
+				  "the push has brought more than an image of %llu bytes "
+				  "can need; begin it again",
+				  (unsigned long long)p->size);
 	return 0;
 }
 
@@ -314,9 +323,10 @@ int push_part(struct meta_call *c)
 	int r;
 
 	if (req->node_hashes.len != c->nr_frames * FP_SIZE || c->nr_frames > PROTO_MAX_NODES)
-		return call_error(c, -EINVAL, "a part has a hash for each of at most %d nodes; this one "
-				  "has %zu bytes of hashes and %zu nodes", PROTO_MAX_NODES,
-				  req->node_hashes.len, c->nr_frames);
+		return call_error(c, -EINVAL,
+				  "a part has a hash for each of at most %d nodes; this one "
+				  "has %zu bytes of hashes and %zu nodes",
+				  PROTO_MAX_NODES, req->node_hashes.len, c->nr_frames);
 	r = load(c, req->push, &p);
 	if (r)
 		return r;

@@ -92,8 +92,8 @@ static int intern_disks(struct record *rec, const uint8_t *packed, size_t len)
 		return r;
 	rec->disks = n;
 	if (!r) {
-		r = store_int(s, err, &rec->disks, "SELECT count(*) FROM push_disks WHERE push = ?1",
-			      V_INT(rec->push));
+		r = store_int(s, err, &rec->disks,
+			      "SELECT count(*) FROM push_disks WHERE push = ?1", V_INT(rec->push));
 		if (r < 0)
 			return r;
 		n = store_exec(s, err, "INSERT INTO push_disks (push, disks, packed) VALUES "
@@ -134,10 +134,12 @@ static int record_one(struct record *rec, const Vmdedup__Receipt *in, uint64_t *
 		vals[4 * i + 3] = V_INT(rec->disks);
 	}
 	*added += n;
-	return store_exec_many(call_store(c), &c->err,
-			       "INSERT INTO push_receipts (push, fp, epoch, disks) VALUES (?1, ?2, ?3, "
-			       "?4) ON CONFLICT (push, fp) DO UPDATE SET epoch = excluded.epoch, "
-			       "disks = excluded.disks", vals, 4, n, NULL, 0);
+	return store_exec_many(
+		call_store(c), &c->err,
+		"INSERT INTO push_receipts (push, fp, epoch, disks) VALUES (?1, ?2, ?3, "
+		"?4) ON CONFLICT (push, fp) DO UPDATE SET epoch = excluded.epoch, "
+		"disks = excluded.disks",
+		vals, 4, n, NULL, 0);
 }
 
 int receipts_record(struct meta_call *c, uint64_t push, uint32_t domain,
@@ -154,11 +156,11 @@ int receipts_record(struct meta_call *c, uint64_t push, uint32_t domain,
 		const Vmdedup__Receipt *in = receipts[i];
 
 		if (in->shard >= NR_SHARDS || !receipt_is_authentic(in, c->m->params.receipt_key))
-			return call_error(c, -EBADMSG, "receipt %zu, of shard %u, is not authentic", i,
-					  in->shard);
+			return call_error(c, -EBADMSG, "receipt %zu, of shard %u, is not authentic",
+					  i, in->shard);
 		if (in->domain != domain)
-			return call_error(c, -EINVAL, "receipt %zu is of domain %u, the push of %u", i,
-					  in->domain, domain);
+			return call_error(c, -EINVAL, "receipt %zu is of domain %u, the push of %u",
+					  i, in->domain, domain);
 		r = record_one(&rec, in, added);
 	}
 	return r;
@@ -179,10 +181,11 @@ int receipts_cover(struct meta_call *c, uint64_t push, const struct fp *fps, siz
 		vals[2 * i] = V_INT(push);
 		vals[2 * i + 1] = V_FP(&fps[i]);
 	}
-	r = members_get(c->m, &ms, &c->err) ?:
-	    store_exec_many(call_store(c), &c->err,
-			    "SELECT epoch FROM push_receipts WHERE push = ?1 AND fp = ?2", vals, 2, n,
-			    epochs, -1);
+	r = members_get(c->m, &ms, &c->err)
+		    ?: store_exec_many(
+			       call_store(c), &c->err,
+			       "SELECT epoch FROM push_receipts WHERE push = ?1 AND fp = ?2", vals,
+			       2, n, epochs, -1);
 	for (i = 0; !r && i < n; i++)
 		covered[i] = epochs[i] >= 0 &&
 			     (uint64_t)epochs[i] >= ms->epochs[fp_shard(&fps[i])];

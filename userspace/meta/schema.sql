@@ -185,8 +185,9 @@ CREATE TABLE blocks (
 CREATE INDEX blocks_dead ON blocks (fp, domain) WHERE count = 0 AND condemned = 0;
 CREATE INDEX blocks_condemned ON blocks (fp, domain) WHERE condemned > 0;
 
--- How many rows of nodes there are, and of blocks with a count above 0, so that nobody has to count
--- them. The sum of all slots; a process adds to one of them, so that two do not wait for each other.
+-- How many rows of nodes there are, and of blocks with a count above 0, so that nobody has to
+-- count them. The sum of all slots; a process adds to one of them, so that two do not wait for
+-- each other.
 CREATE TABLE totals (
 	slot         INTEGER NOT NULL PRIMARY KEY,
 	nodes        BIGINT NOT NULL,

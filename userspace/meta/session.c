@@ -16,7 +16,8 @@ struct session {
 	uint8_t digest[DIGEST_SIZE];
 };
 
-/* What makes two requests the same: all of the header but its id. Payload is named there by hash. */
+/* What makes two requests the same: all of the header but its id. Payload is named there by hash.
+ */
 static int request_digest(struct meta_call *c, uint8_t digest[DIGEST_SIZE])
 {
 	Vmdedup__Request req = *c->req;

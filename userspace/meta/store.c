@@ -58,9 +58,11 @@ static int check_schema(struct store *s, const char *where, struct error *err)
 	if (!r)
 		return error_set(err, -EUCLEAN, "store %s: the cluster's row is missing", where);
 	if (version > META_SCHEMA_VERSION)
-		return error_set(err, -EPROTONOSUPPORT,
-				 "store %s: written by a newer release (schema %lld, this one knows "
-				 "%d)", where, (long long)version, META_SCHEMA_VERSION);
+		return error_set(
+			err, -EPROTONOSUPPORT,
+			"store %s: written by a newer release (schema %lld, this one knows "
+			"%d)",
+			where, (long long)version, META_SCHEMA_VERSION);
 	return 0;
 }
 

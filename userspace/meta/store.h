@@ -4,8 +4,8 @@
  *
  * The domain code writes its SQL once, in what SQLite and PostgreSQL share: parameters are ?1,
  * ?2, ... (a PostgreSQL store rewrites them to $1, $2 when it prepares), upserts are ON
- * CONFLICT, results come back by RETURNING. A statement is prepared once for each SQL text, which must be a
- * string that lives as long as the store, without a ? in a literal.
+ * CONFLICT, results come back by RETURNING. A statement is prepared once for each SQL text, which
+ * must be a string that lives as long as the store, without a ? in a literal.
  *
  * Every call runs inside store_begin() and store_commit(). A failure of the database itself
  * (not "no row") is sticky: every later call returns the same errno until store_rollback(), so

@@ -316,9 +316,11 @@ static int take_lock(struct sqlite_store *q, const char *path, struct error *err
 		return error_set(err, -errno, "cannot open %s: %s", lock, strerror(errno));
 	if (flock(q->lock_fd, LOCK_EX | LOCK_NB)) {
 		if (errno == EWOULDBLOCK)
-			return error_set(err, -EBUSY,
-					 "store %s: another meta server has it (an agent or command "
-					 "with an embedded one counts as well)", path);
+			return error_set(
+				err, -EBUSY,
+				"store %s: another meta server has it (an agent or command "
+				"with an embedded one counts as well)",
+				path);
 		return error_set(err, -errno, "cannot lock %s: %s", lock, strerror(errno));
 	}
 	return 0;
@@ -329,7 +331,8 @@ static int open_db(struct sqlite_store *q, const char *path, bool create, struct
 	int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
 	int rc, fd;
 
-	/* The receipt key and the domains' keys are in it. SQLite gives its other files this mode. */
+	/* The receipt key and the domains' keys are in it. SQLite gives its other files this mode.
+	 */
 	if (create) {
 		fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 		if (fd < 0)
@@ -342,7 +345,8 @@ static int open_db(struct sqlite_store *q, const char *path, bool create, struct
 		return error_set(err, errno_of(rc), "cannot open the store %s: %s", path,
 				 q->db ? sqlite3_errmsg(q->db) : "out of memory");
 	sqlite3_busy_timeout(q->db, 5000);
-	/* Checkpoints are the size of a burst of imports; the cache is the hot part of the counts. */
+	/* Checkpoints are the size of a burst of imports; the cache is the hot part of the counts.
+	 */
 	return run(q, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; "
 		      "PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF; "
 		      "PRAGMA wal_autocheckpoint = 4096; PRAGMA cache_size = -65536; "
@@ -358,8 +362,9 @@ static int has_cluster(struct sqlite_store *q, struct error *err)
 	r = store_begin(&q->store, err);
 	if (r)
 		return r;
-	r = store_int(&q->store, err, &n,
-		      "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'cluster'");
+	r = store_int(
+		&q->store, err, &n,
+		"SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'cluster'");
 	store_rollback(&q->store);
 	return r < 0 ? r : n > 0;
 }
@@ -395,8 +400,9 @@ int store_sqlite_open(struct store **out, const char *path, bool create, struct 
 	int r;
 
 	if (!create && access(path, F_OK))
-		return error_set(err, -errno, "no cluster at %s: %s; `vmdedup cluster init` makes one",
-				 path, strerror(errno));
+		return error_set(err, -errno,
+				 "no cluster at %s: %s; `vmdedup cluster init` makes one", path,
+				 strerror(errno));
 	q = calloc(1, sizeof(*q));
 	if (!q)
 		return error_set(err, -ENOMEM, "out of memory");

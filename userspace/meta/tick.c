@@ -17,9 +17,10 @@ static int has_work(struct meta *m, struct error *err)
 {
 	int64_t one;
 
-	return store_int(m->store, err, &one,
-			 "SELECT 1 WHERE EXISTS (SELECT 1 FROM pushes WHERE state = 1) OR EXISTS "
-			 "(SELECT 1 FROM images WHERE removed = 1) OR EXISTS (SELECT 1 FROM dying)");
+	return store_int(
+		m->store, err, &one,
+		"SELECT 1 WHERE EXISTS (SELECT 1 FROM pushes WHERE state = 1) OR EXISTS "
+		"(SELECT 1 FROM images WHERE removed = 1) OR EXISTS (SELECT 1 FROM dying)");
 }
 
 static int advance_age(struct meta *m, uint64_t seconds, struct error *err)

@@ -64,10 +64,11 @@ int version_list(struct meta_call *c)
 	r = image_by_name(c, req->name, &im);
 	if (r)
 		return r;
-	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT number, root, size, created_s, label FROM versions WHERE image = ?1 "
-			"AND number > ?2 ORDER BY number LIMIT ?3", V_UUID(&im.uuid),
-			V_INT(req->after), V_INT(limit + 1));
+	r = store_query(
+		call_store(c), &c->err, &rows,
+		"SELECT number, root, size, created_s, label FROM versions WHERE image = ?1 "
+		"AND number > ?2 ORDER BY number LIMIT ?3",
+		V_UUID(&im.uuid), V_INT(req->after), V_INT(limit + 1));
 	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
 		Vmdedup__Version *v;
 		struct fp root;
