@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <cmocka.h>
 
@@ -250,6 +251,30 @@ static int detach(struct host *h, const char *name, struct error *err)
 	return r;
 }
 
+/* The agent serves its socket before it has its cache: what needs that waits for it. */
+static void wait_for_cache(struct host *h)
+{
+	bool connected = false;
+	int tries;
+
+	for (tries = 0; !connected && tries < 3000; tries++) {
+		Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+		Vmdedup__AgentStatus body = VMDEDUP__AGENT_STATUS__INIT;
+		struct net_reply reply = { 0 };
+		struct error err = { 0 };
+
+		req.body_case = VMDEDUP__REQUEST__BODY_AGENT_STATUS;
+		req.agent_status = &body;
+		if (ask(h, &req, &reply, &err))
+			fail_msg("%s", err.text);
+		connected = reply.header->agent_status->channel;
+		net_reply_free(&reply);
+		if (!connected)
+			poll(NULL, 0, 10);
+	}
+	assert_true(connected);
+}
+
 /* ---- the guest ---- */
 
 static uint64_t open_volume(struct host *h, const char *name, uint32_t flags)
@@ -257,6 +282,7 @@ static uint64_t open_volume(struct host *h, const char *name, uint32_t flags)
 	uint64_t volume = 0, size = 0;
 	struct error err = { 0 };
 
+	wait_for_cache(h);
 	if (prepare(h, name, flags & DM_DEDUP_VOL_READONLY, flags & DM_DEDUP_VOL_EPHEMERAL, &err))
 		fail_msg("%s", err.text);
 	assert_int_equal(cache_file_open(h->daemon->cache, name, flags, &volume, &size), 0);
