@@ -59,6 +59,10 @@ static int init_parse(struct meta_init *init, uint64_t block_size, const char *f
 		return error_set(err, -EINVAL, "--replicas: from 1 to 4");
 	if (min_copies < 1 || min_copies > replicas)
 		return error_set(err, -EINVAL, "--min-copies: from 1 to the number of replicas");
+	/* Data servers do not forward a PUT to the other replicas: promise no copy that is not made. */
+	if (replicas > 1)
+		return error_set(err, -EINVAL, "--replicas: this version keeps one copy of a block; "
+				 "put the data server's folder on a redundant disk");
 	if (!*init->name || strlen(init->name) > 63)
 		return error_set(err, -EINVAL, "--name: 1 to 63 bytes");
 	init->replicas = replicas;
@@ -84,7 +88,7 @@ static int init_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		OPT_TEXT("name", "NAME", &name, "of the cluster, for people (vmdedup)"),
 		OPT_SIZE("block-size", "SIZE", &block_size, "power of two from 4K to 1M (256K)"),
 		OPT_TEXT("fingerprint", "ALG", &fingerprint, "sha256, sha1 or md5 (sha256)"),
-		OPT_NUMBER("replicas", "N", &replicas, "copies of each block, 1 to 4 (1)"),
+		OPT_NUMBER("replicas", "N", &replicas, "copies of each block (1; no more in this version)"),
 		OPT_NUMBER("min-copies", "N", &min_copies,
 			   "copies that a commit needs (more than half of the replicas)"),
 		OPT_END
@@ -291,7 +295,7 @@ const struct verb cluster_verbs[] = {
 	  "Block size and fingerprint are for ever; images of one cluster share blocks.\n\n"
 	  "examples:\n"
 	  "  vmdedup cluster init\n"
-	  "  vmdedup cluster init --name lab --block-size 64K --replicas 2\n", init_run },
+	  "  vmdedup cluster init --name lab --block-size 64K\n", init_run },
 	{ "cluster", "info", "", "what the cluster is and holds",
 	  "examples:\n"
 	  "  vmdedup cluster info\n"
