@@ -317,6 +317,8 @@ struct cache {
 	struct overlay *overlay_pool;
 	u32 nr_overlay_pool;
 	struct overlay *dead;
+	u32 nr_zero;			/* overlays with BASE_ZERO; at most @max_zero by discards */
+	u32 max_zero;
 	struct bio_list space_bios;
 	u64 space_since;
 	struct cache_stats stats;
@@ -400,7 +402,7 @@ int overlays_init(struct cache *c);
 void overlays_exit(struct cache *c);
 struct overlay *overlay_new(struct cache *c, gfp_t gfp);
 void overlays_refill(struct cache *c);
-struct overlay *overlay_open(struct volume *vol, u64 block, bool *opened);
+struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *opened);
 int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec);
 void overlay_kill(struct cache *c, struct overlay *ov);
 void overlay_written(struct cache *c, struct bio_data *bd);

@@ -22,6 +22,7 @@ void space_set_marks(struct cache *c)
 	u32 n = c->nr_slots;
 
 	c->reserve = min(max(64U, n / 200), n / 16);
+	c->max_zero = n / 16;
 	c->low = c->reserve + min(max(64U, n / 100), n / 16);
 	c->high = c->low + min(max(64U, n / 100), n / 16);
 }

@@ -154,7 +154,7 @@ static enum park miss_park_locked(struct volume *vol, u64 block, struct bio *bio
 	struct cache *c = vol->cache;
 	struct miss *m;
 
-	if (base && !volume_base_unmapped(c, *base))
+	if (base ? !volume_base_unmapped(c, *base) : !!volume_slot_of(vol, block))
 		return PARK_AGAIN;
 	/* Whoever sets the bit goes through the tables under the lock afterwards. */
 	if (test_bit(VOLUME_REQUEUE, &vol->state))
@@ -306,7 +306,7 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 	bd->epoch = inflight_enter(&c->inflight);
 	spin_lock(&c->lock);
 	if (volume_slot_of(vol, block))
-		ov = overlay_open(vol, block, &opened);
+		ov = overlay_open(vol, block, 0, &opened);
 	spin_unlock(&c->lock);
 	if (!ov) {
 		inflight_leave(&c->inflight, bd->epoch);
@@ -352,6 +352,94 @@ static void volume_write(struct volume *vol, struct bio *bio, u64 block)
 		park_ended(bio, space_park(vol, bio));
 }
 
+/* ---- zeros ---- */
+
+/* A discard or write-zeroes that needs no I/O of its own is done. */
+static void zero_done(struct volume *vol, struct bio *bio)
+{
+	struct bio_data *bd = bio_data_of(bio);
+
+	if (bio->bi_opf & REQ_FUA && volume_commit_pending(vol)) {
+		bd->flags = 0;
+		commit_wait(vol->cache, vol, bio);
+		return;
+	}
+	bio_end(bio, BLK_STS_OK);
+}
+
+enum zero { ZERO_DONE, ZERO_WRITE, ZERO_SPACE };
+
+/*
+ * Makes a whole block zero by a record: an overlay without valid sectors whose base is zero. It
+ * is cut, listed, committed and recovered like any other. Whoever waits for the block's base
+ * waits in vain: the bios of its miss are to run again. With an open overlay there already,
+ * or too many such records, there is only writing zeros; or nothing, for a discard.
+ */
+static enum zero zero_by_record(struct volume *vol, u64 block, struct bio_list *again)
+{
+	struct cache *c = vol->cache;
+	u64 *entry = volume_slot_of(vol, block);
+	struct overlay *ov;
+	bool opened = false;
+	struct miss *m;
+
+	lockdep_assert_held(&c->lock);
+	if (!entry || c->nr_zero >= c->max_zero)
+		return ZERO_WRITE;
+	if (entry_kind(*entry) == ENTRY_ZERO)
+		return ZERO_DONE;
+	ov = overlay_open(vol, block, DEDUP_OVERLAY_BASE_ZERO, &opened);
+	if (!ov)
+		return ZERO_SPACE;
+	if (!opened)
+		return ZERO_WRITE;
+	slot_changed(c, ov->slot, vol);
+	m = miss_find(vol, block);
+	if (m) {
+		miss_end(c, m);
+		*again = m->bios;
+		kfree(m);
+	}
+	return ZERO_DONE;
+}
+
+static bool zero_covers_block(struct volume *vol, struct bio *bio)
+{
+	u32 mask = vol->cache->block_sectors - 1;
+	sector_t end = bio_end_sector(bio);
+
+	return !(bio->bi_iter.bi_sector & mask) &&
+	       (!(end & mask) || end == vol->rec.size >> SECTOR_SHIFT);
+}
+
+static void volume_zero(struct volume *vol, struct bio *bio, u64 block)
+{
+	struct bio_list again = BIO_EMPTY_LIST;
+	struct cache *c = vol->cache;
+	enum zero how = ZERO_WRITE;
+	unsigned int epoch;
+
+	if (volume_write_status(vol)) {
+		bio_end(bio, volume_write_status(vol));
+		return;
+	}
+	if (zero_covers_block(vol, bio)) {
+		/* Before the cut counter is read, as for every write. */
+		epoch = inflight_enter(&c->inflight);
+		spin_lock(&c->lock);
+		how = zero_by_record(vol, block, &again);
+		spin_unlock(&c->lock);
+		inflight_leave(&c->inflight, epoch);
+		bios_defer(&again);
+	}
+	if (how == ZERO_DONE || bio_op(bio) == REQ_OP_DISCARD)
+		zero_done(vol, bio);
+	else if (how == ZERO_WRITE)
+		volume_write(vol, bio, block);
+	else
+		park_ended(bio, space_park(vol, bio));
+}
+
 static void volume_process(struct volume *vol, struct bio *bio)
 {
 	u64 block = bio->bi_iter.bi_sector >> vol->cache->sector_shift;
@@ -364,8 +452,10 @@ static void volume_process(struct volume *vol, struct bio *bio)
 	volume_make_leaf(vol, block, GFP_NOIO);
 	if (bio_op(bio) == REQ_OP_READ)
 		volume_read(vol, bio, block);
-	else
+	else if (bio_op(bio) == REQ_OP_WRITE)
 		volume_write(vol, bio, block);
+	else
+		volume_zero(vol, bio, block);
 }
 
 void volume_work(struct work_struct *work)

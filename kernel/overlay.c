@@ -21,8 +21,13 @@ static size_t overlay_bytes(struct cache *c)
 
 int overlays_init(struct cache *c)
 {
-	c->overlay_cache = kmem_cache_create("dm_dedup_overlay", overlay_bytes(c), 0,
-					     SLAB_RECLAIM_ACCOUNT, NULL);
+	static atomic_t nr = ATOMIC_INIT(0);
+	char name[32];
+
+	/* Two of one name would be taken for a mistake. */
+	snprintf(name, sizeof(name), "dm_dedup_overlay_%d", atomic_inc_return(&nr));
+	c->overlay_cache = kmem_cache_create(name, overlay_bytes(c), 0, SLAB_RECLAIM_ACCOUNT,
+					     NULL);
 	return c->overlay_cache ? 0 : -ENOMEM;
 }
 
@@ -82,6 +87,8 @@ static void overlay_init(struct overlay *ov, struct volume *vol, u64 block, u32 
 static void overlay_take_slot(struct cache *c, struct overlay *ov)
 {
 	c->slots[ov->slot].ov = ov;
+	if (ov->flags & DEDUP_OVERLAY_BASE_ZERO)
+		c->nr_zero++;
 	if (!ov->vol->nr_dirty++)
 		ov->vol->oldest_dirty = get_jiffies_64();
 }
@@ -96,12 +103,13 @@ static u32 overlay_slot_hint(struct volume *vol, u64 block)
 
 /*
  * overlay_open - the open overlay of a block, made now if need be
+ * @flags: of an overlay that is made now: 0 or DEDUP_OVERLAY_BASE_ZERO
  * @opened: set if it was made now
  *
  * The leaf of the block must be there. Never sleeps. NULL if there is no slot, or no
  * descriptor in the pool.
  */
-struct overlay *overlay_open(struct volume *vol, u64 block, bool *opened)
+struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *opened)
 {
 	struct cache *c = vol->cache;
 	u64 *entry = volume_slot_of(vol, block);
@@ -128,6 +136,7 @@ struct overlay *overlay_open(struct volume *vol, u64 block, bool *opened)
 
 	overlay_init(ov, vol, block, n, vol->rec.cut_counter);
 	ov->below = *entry;
+	ov->flags = flags;
 	overlay_take_slot(c, ov);
 	/* Readers follow the entry to the slot and the overlay: those first. */
 	smp_store_release(entry, entry_make(ENTRY_OVERLAY, n, c->slots[n].gen));
@@ -140,6 +149,8 @@ void overlay_kill(struct cache *c, struct overlay *ov)
 {
 	lockdep_assert_held(&c->lock);
 	ov->vol->nr_dirty--;
+	if (ov->flags & DEDUP_OVERLAY_BASE_ZERO)
+		c->nr_zero--;
 	ov->next = c->dead;
 	c->dead = ov;
 }

@@ -45,8 +45,8 @@ void cache_status(struct cache *c, char *result, unsigned int maxlen)
 	       c->info->cache_uuid, c->error ? "failed" : "rw", channel_has_agent(c->channel),
 	       c->block_sectors << SECTOR_SHIFT, c->nr_slots, state[SLOT_FREE], pool,
 	       state[SLOT_FILLING], state[SLOT_CLEAN], state[SLOT_DIRTY]);
-	DMEMIT(" freeing=%u retired=%u volumes=%u waiting=%u", state[SLOT_FREEING],
-	       c->nr_retired, c->nr_volumes, misses);
+	DMEMIT(" zero=%u freeing=%u retired=%u volumes=%u waiting=%u", READ_ONCE(c->nr_zero),
+	       state[SLOT_FREEING], c->nr_retired, c->nr_volumes, misses);
 	DMEMIT(" read_hits=%llu read_misses=%llu write_hits=%llu write_opens=%llu deferred=%llu",
 	       sum.read_hits, sum.read_misses, sum.write_hits, sum.write_opens, sum.deferred);
 	DMEMIT(" publishes=%llu maps=%llu fails=%llu stale=%llu evictions=%llu cuts=%llu",

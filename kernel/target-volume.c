@@ -183,6 +183,21 @@ static int map_write(struct volume *vol, struct bio *bio, sector_t sector)
 	return DM_MAPIO_REMAPPED;
 }
 
+/* A discard of what cannot be discarded any more, or not as a whole, is done at once. */
+static int map_zero(struct volume *vol, struct bio *bio, sector_t sector)
+{
+	struct cache *c = vol->cache;
+	u32 len = c->block_sectors - (sector & (c->block_sectors - 1));
+
+	if (unlikely(volume_write_status(vol)))
+		return DM_MAPIO_KILL;
+	if (bio_op(bio) == REQ_OP_DISCARD && READ_ONCE(c->nr_zero) >= c->max_zero) {
+		bio_endio(bio);
+		return DM_MAPIO_SUBMITTED;
+	}
+	return map_defer(vol, bio, sector, len);
+}
+
 static int map_flush(struct volume *vol, struct bio *bio)
 {
 	struct cache *c = vol->cache;
@@ -213,6 +228,9 @@ static int volume_map(struct dm_target *ti, struct bio *bio)
 		return map_read(vol, bio, sector);
 	case REQ_OP_WRITE:
 		return map_write(vol, bio, sector);
+	case REQ_OP_DISCARD:
+	case REQ_OP_WRITE_ZEROES:
+		return map_zero(vol, bio, sector);
 	default:
 		return DM_MAPIO_KILL;
 	}
@@ -447,6 +465,9 @@ static int volume_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	ti->private = t;
 	ti->per_io_data_size = sizeof(struct bio_data);
 	ti->num_flush_bios = 1;
+	ti->num_discard_bios = 1;
+	ti->discards_supported = true;
+	ti->num_write_zeroes_bios = 1;
 	/* A disk without a volatile cache needs no flushes; our metadata does. */
 	ti->flush_supported = true;
 	return 0;
@@ -585,7 +606,8 @@ static void volume_io_hints(struct dm_target *ti, struct queue_limits *limits)
 	limits->physical_block_size = max(limits->physical_block_size, 4096U);
 	limits->io_min = limits->physical_block_size;
 	limits->io_opt = c->block_sectors << SECTOR_SHIFT;
-	dedup_set_max_discard(limits, 0);
+	limits->discard_granularity = c->block_sectors << SECTOR_SHIFT;
+	dedup_set_max_discard(limits, round_down(UINT_MAX >> SECTOR_SHIFT, c->block_sectors));
 }
 
 struct target_type volume_target = {

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The state machines of slots and overlays, without a disk: the store's side is played by the
+ * tests, which take changes and say that they are durable.
+ */
+#include <kunit/test.h>
+#include <linux/delay.h>
+#include <linux/prandom.h>
+#include <linux/slab.h>
+#include "dedup.h"
+
+#define SLOTS	256U
+
+static void no_work(struct work_struct *work)
+{
+}
+
+static void fake_cache_exit(void *p)
+{
+	struct cache *c = p;
+
+	flush_work(&c->space_work);
+	slots_reclaim(c);
+	volumes_exit(c);
+	overlays_exit(c);
+	slots_exit(c);
+	inflight_exit(&c->inflight);
+	bitmap_free(c->indexes);
+	kfree(c->info);
+	kfree(c);
+}
+
+static struct cache *fake_cache(struct kunit *test, unsigned int block_shift)
+{
+	struct cache *c = kzalloc(sizeof(*c), GFP_KERNEL);
+	struct dedup_store_info *info = kzalloc(sizeof(*info), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, c);
+	KUNIT_ASSERT_NOT_NULL(test, info);
+	info->incarnation_nr = 3;
+	c->info = info;
+	c->nr_slots = SLOTS;
+	c->sector_shift = block_shift - SECTOR_SHIFT;
+	c->block_sectors = 1U << c->sector_shift;
+	mutex_init(&c->mutex);
+	INIT_LIST_HEAD(&c->volumes);
+	spin_lock_init(&c->lock);
+	spin_lock_init(&c->change_lock);
+	INIT_LIST_HEAD(&c->volume_changes);
+	INIT_LIST_HEAD(&c->commit_volumes);
+	init_waitqueue_head(&c->slot_wait);
+	INIT_WORK(&c->space_work, no_work);
+	c->wq = system_wq;
+	c->reserve = 16;
+	c->max_zero = SLOTS;
+	c->indexes = bitmap_zalloc(DM_DEDUP_MAX_VOLUMES, GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, c->indexes);
+	KUNIT_ASSERT_EQ(test, inflight_init(&c->inflight), 0);
+	KUNIT_ASSERT_EQ(test, slots_init(c), 0);
+	KUNIT_ASSERT_EQ(test, overlays_init(c), 0);
+	overlays_refill(c);
+	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, fake_cache_exit, c), 0);
+	return c;
+}
+
+static struct volume *fake_volume(struct kunit *test, struct cache *c, u64 blocks)
+{
+	static const u8 image[DEDUP_UUID_BYTES] = { 1 };
+	struct volume *vol = volume_new(c, image, blocks << (c->sector_shift + SECTOR_SHIFT));
+
+	KUNIT_ASSERT_FALSE(test, IS_ERR(vol));
+	vol->rec.id = 77;
+	vol->rec.cut_counter = 1;
+	vol->cut_counter = 1;
+	return vol;
+}
+
+static u32 alloc(struct cache *c, enum slot_state state, u32 hint)
+{
+	u32 n;
+
+	spin_lock(&c->lock);
+	n = slot_alloc(c, state, hint);
+	spin_unlock(&c->lock);
+	return n;
+}
+
+static u32 alloc_clean(struct cache *c)
+{
+	static const u8 fp[DEDUP_FP_BYTES] = { 5 };
+	u32 n = alloc(c, SLOT_FILLING, DEDUP_NO_SLOT);
+
+	spin_lock(&c->lock);
+	slot_make_clean(c, n, fp);
+	spin_unlock(&c->lock);
+	return n;
+}
+
+static void free_slot(struct cache *c, u32 n)
+{
+	spin_lock(&c->lock);
+	slot_free(c, n);
+	spin_unlock(&c->lock);
+}
+
+static bool next(struct cache *c, struct dedup_change *change)
+{
+	return cache_store_ops.next_change(c, change);
+}
+
+static unsigned int take_all(struct cache *c, struct dedup_change *change)
+{
+	unsigned int n = 0;
+
+	while (next(c, change))
+		n++;
+	return n;
+}
+
+/* ---- slots ---- */
+
+static void slot_alloc_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 18);
+	u64 last = 0;
+	u32 i, n, hint = DEDUP_NO_SLOT;
+
+	for (i = 0; i < SLOTS - 16; i++) {
+		n = alloc(c, SLOT_DIRTY, hint);
+		KUNIT_ASSERT_LT(test, n, SLOTS);
+		KUNIT_EXPECT_GT(test, c->slots[n].seq, last);
+		KUNIT_EXPECT_EQ(test, c->slots[n].seq >> 40, 3ULL);
+		if (hint < SLOTS)
+			KUNIT_EXPECT_EQ(test, n, hint);
+		last = c->slots[n].seq;
+		hint = n + 1;
+	}
+	/* What is left is for filling. */
+	KUNIT_EXPECT_EQ(test, alloc(c, SLOT_DIRTY, DEDUP_NO_SLOT), DEDUP_NO_SLOT);
+	for (i = 0; i < 16; i++)
+		KUNIT_EXPECT_LT(test, alloc(c, SLOT_FILLING, DEDUP_NO_SLOT), SLOTS);
+	KUNIT_EXPECT_EQ(test, alloc(c, SLOT_FILLING, DEDUP_NO_SLOT), DEDUP_NO_SLOT);
+	KUNIT_EXPECT_EQ(test, c->nr_pool, 0U);
+	/* None of them was ever given back properly: make the table consistent for the end. */
+	spin_lock(&c->lock);
+	for (i = 0; i < SLOTS; i++)
+		slot_unalloc(c, i);
+	spin_unlock(&c->lock);
+}
+
+/* A slot is in the pool only after its FREE record was handed out and that commit is durable. */
+static void slot_free_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 18);
+	struct dedup_change change;
+	u32 n = alloc_clean(c), gen;
+
+	KUNIT_ASSERT_TRUE(test, next(c, &change));
+	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_CLEAN);
+	KUNIT_EXPECT_EQ(test, change.slot.seq, c->slots[n].seq);
+	KUNIT_EXPECT_EQ(test, change.slot.fp[0], 5);
+	KUNIT_EXPECT_FALSE(test, next(c, &change));
+	cache_store_ops.committed(c, 1, 0);
+
+	gen = c->slots[n].gen;
+	free_slot(c, n);
+	KUNIT_EXPECT_EQ(test, c->slots[n].gen, gen + 1);
+	slots_reclaim(c);
+	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
+	KUNIT_ASSERT_TRUE(test, next(c, &change));
+	KUNIT_EXPECT_EQ(test, change.index, (u64)n);
+	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_FREE);
+	slots_reclaim(c);
+	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
+	cache_store_ops.committed(c, 2, 0);
+	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
+	slots_reclaim(c);
+	KUNIT_EXPECT_TRUE(test, test_bit(n, c->pool));
+	KUNIT_EXPECT_EQ(test, (int)c->slots[n].state, SLOT_FREE);
+}
+
+/* A CLEAN record that was not handed out yet is overtaken by its FREE record, once. */
+static void slot_pending_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 18);
+	struct dedup_change change;
+	u32 n = alloc_clean(c);
+
+	free_slot(c, n);
+	KUNIT_EXPECT_EQ(test, take_all(c, &change), 1U);
+	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_FREE);
+	cache_store_ops.committed(c, 1, 0);
+	slots_reclaim(c);
+	KUNIT_EXPECT_TRUE(test, test_bit(n, c->pool));
+}
+
+static void slot_failed_store_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 18);
+	struct dedup_change change;
+	u32 n = alloc_clean(c);
+
+	free_slot(c, n);
+	take_all(c, &change);
+	cache_store_ops.committed(c, 1, -EIO);
+	slots_reclaim(c);
+	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
+	KUNIT_EXPECT_EQ(test, c->error, -EIO);
+}
+
+static void slot_retire_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 18);
+	struct dedup_change change;
+	u32 n = alloc_clean(c);
+
+	c->slots[n].gen = ENTRY_GEN_MAX - 1;
+	free_slot(c, n);
+	take_all(c, &change);
+	cache_store_ops.committed(c, 1, 0);
+	slots_reclaim(c);
+	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
+	KUNIT_EXPECT_EQ(test, c->nr_retired, 1U);
+}
+
+/* ---- references ---- */
+
+struct drainer {
+	struct work_struct work;
+	struct inflight *f;
+	bool done;
+};
+
+static void drainer_work(struct work_struct *work)
+{
+	struct drainer *d = container_of(work, struct drainer, work);
+
+	inflight_drain(d->f);
+	WRITE_ONCE(d->done, true);
+}
+
+static void inflight_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 18);
+	struct drainer d = { .f = &c->inflight };
+	unsigned int i, old, later;
+
+	INIT_WORK_ONSTACK(&d.work, drainer_work);
+	for (i = 0; i < 5; i++) {
+		old = inflight_enter(&c->inflight);
+		d.done = false;
+		schedule_work(&d.work);
+		msleep(20);
+		KUNIT_EXPECT_FALSE(test, READ_ONCE(d.done));
+		later = inflight_enter(&c->inflight);
+		inflight_leave(&c->inflight, old);
+		/* The one that came later does not hold it up. */
+		flush_work(&d.work);
+		KUNIT_EXPECT_TRUE(test, READ_ONCE(d.done));
+		inflight_leave(&c->inflight, later);
+	}
+	destroy_work_on_stack(&d.work);
+}
+
+/* ---- overlays ---- */
+
+static struct overlay *open_at(struct volume *vol, u64 block, u8 flags)
+{
+	struct cache *c = vol->cache;
+	bool opened = false;
+	struct overlay *ov;
+
+	volume_make_leaf(vol, block, GFP_KERNEL);
+	spin_lock(&c->lock);
+	ov = overlay_open(vol, block, flags, &opened);
+	spin_unlock(&c->lock);
+	return ov;
+}
+
+static void write_at(struct volume *vol, struct overlay *ov, u32 offset, u32 len)
+{
+	struct bio_data bd = { .slot = ov->slot, .offset = offset, .sectors = len };
+
+	overlay_written(vol->cache, &bd);
+}
+
+static void cut(struct volume *vol)
+{
+	vol->rec.cut_counter++;
+	vol->cut_counter++;
+}
+
+static void overlay_valid_test(struct kunit *test)
+{
+	static const struct {
+		u32 offset, len;
+	} t[] = { { 0, 1 }, { 7, 2 }, { 63, 1 }, { 63, 2 }, { 64, 64 }, { 1, 63 }, { 60, 200 },
+		  { 511, 1 }, { 0, 512 }, { 448, 64 } };
+	unsigned int i, s;
+
+	for (i = 0; i < ARRAY_SIZE(t); i++) {
+		struct cache *c = fake_cache(test, 18);
+		struct volume *vol = fake_volume(test, c, 4);
+		struct overlay *ov = open_at(vol, 1, 0);
+
+		KUNIT_ASSERT_NOT_NULL(test, ov);
+		write_at(vol, ov, t[i].offset, t[i].len);
+		for (s = 0; s < c->block_sectors; s++)
+			KUNIT_ASSERT_EQ(test, overlay_range_valid(ov, s, 1),
+					s >= t[i].offset && s < t[i].offset + t[i].len);
+		KUNIT_EXPECT_TRUE(test, overlay_range_valid(ov, t[i].offset, t[i].len));
+		KUNIT_EXPECT_EQ(test, overlay_complete(c, ov), t[i].len == 512);
+		KUNIT_EXPECT_EQ(test, vol->nr_pending, 1U);
+		write_at(vol, ov, t[i].offset, t[i].len);
+		KUNIT_EXPECT_EQ(test, vol->nr_pending, 1U);
+	}
+}
+
+/* The record holds the bits of every write that completed before it was handed out. */
+static void overlay_record_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 18);
+	struct volume *vol = fake_volume(test, c, 4);
+	struct overlay *ov = open_at(vol, 2, 0);
+	struct dedup_change change;
+
+	KUNIT_EXPECT_FALSE(test, volume_commit_pending(vol));
+	write_at(vol, ov, 8, 8);
+	KUNIT_EXPECT_TRUE(test, volume_commit_pending(vol));
+	KUNIT_ASSERT_TRUE(test, next(c, &change));
+	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_DIRTY);
+	KUNIT_EXPECT_EQ(test, change.slot.volume, 77ULL);
+	KUNIT_EXPECT_EQ(test, change.slot.block, 2ULL);
+	KUNIT_EXPECT_EQ(test, change.slot.cut, 1ULL);
+	KUNIT_EXPECT_EQ(test, change.slot.bitmap[1], 0xff);
+	KUNIT_EXPECT_EQ(test, change.slot.bitmap[2], 0);
+	/* In flight is not durable; and what is written meanwhile is a new change. */
+	KUNIT_EXPECT_TRUE(test, volume_commit_pending(vol));
+	write_at(vol, ov, 16, 8);
+	cache_store_ops.committed(c, 1, 0);
+	KUNIT_EXPECT_TRUE(test, volume_commit_pending(vol));
+	KUNIT_ASSERT_TRUE(test, next(c, &change));
+	KUNIT_EXPECT_EQ(test, change.slot.bitmap[2], 0xff);
+	cache_store_ops.committed(c, 2, 0);
+	KUNIT_EXPECT_FALSE(test, volume_commit_pending(vol));
+}
+
+/* Reads through all layers, sector by sector, against a model. */
+static void overlay_view_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 16);
+	struct volume *vol = fake_volume(test, c, 8);
+	u32 base = alloc_clean(c), closed_slot, open_slot, *model, s, i;
+	struct overlay *closed, *open;
+	struct rnd_state rnd;
+	struct view view;
+	struct run run;
+
+	prandom_seed_state(&rnd, 4711);
+	model = kunit_kcalloc(test, c->block_sectors, sizeof(*model), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, model);
+	volume_make_leaf(vol, 3, GFP_KERNEL);
+	*volume_slot_of(vol, 3) = entry_make(ENTRY_BASE, base, c->slots[base].gen);
+	closed = open_at(vol, 3, 0);
+	closed_slot = closed->slot;
+	cut(vol);
+	open = open_at(vol, 3, 0);
+	open_slot = open->slot;
+	KUNIT_ASSERT_PTR_NE(test, open, closed);
+	for (s = 0; s < c->block_sectors; s++)
+		model[s] = base;
+	for (i = 0; i < 12; i++) {
+		u32 offset = prandom_u32_state(&rnd) % c->block_sectors;
+		u32 len = 1 + prandom_u32_state(&rnd) % min(20U, c->block_sectors - offset);
+		struct overlay *ov = i & 1 ? open : closed;
+
+		write_at(vol, ov, offset, len);
+		for (s = offset; s < offset + len; s++)
+			if (ov == open || model[s] == base)
+				model[s] = ov->slot;
+	}
+	view_load(vol, 3, &view);
+	KUNIT_EXPECT_EQ(test, (int)view.nr_ov, 2);
+	for (s = 0; s < c->block_sectors; s += run.len) {
+		view_run(c, &view, s, c->block_sectors - s, &run);
+		KUNIT_ASSERT_GT(test, run.len, 0U);
+		KUNIT_EXPECT_EQ(test, (int)run.kind, ENTRY_BASE);
+		for (i = 0; i < run.len; i++)
+			KUNIT_ASSERT_EQ(test, run.slot, model[s + i]);
+	}
+	/* The base is evicted: its sectors are misses, the overlays' are not. */
+	free_slot(c, base);
+	view_load(vol, 3, &view);
+	for (s = 0; s < c->block_sectors; s++) {
+		view_run(c, &view, s, 1, &run);
+		KUNIT_EXPECT_EQ(test, (int)run.kind,
+				model[s] == base ? ENTRY_NONE : ENTRY_BASE);
+	}
+	KUNIT_EXPECT_NE(test, open_slot, closed_slot);
+}
+
+static void overlay_zero_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 12);
+	struct volume *vol = fake_volume(test, c, 8);
+	struct overlay *ov = open_at(vol, 0, DEDUP_OVERLAY_BASE_ZERO);
+	struct dedup_change change;
+	struct view view;
+	struct run run;
+
+	write_at(vol, ov, 2, 3);
+	view_load(vol, 0, &view);
+	view_run(c, &view, 0, 8, &run);
+	KUNIT_EXPECT_EQ(test, (int)run.kind, ENTRY_ZERO);
+	KUNIT_EXPECT_EQ(test, run.len, 2U);
+	view_run(c, &view, 2, 6, &run);
+	KUNIT_EXPECT_EQ(test, run.slot, ov->slot);
+	KUNIT_EXPECT_EQ(test, run.len, 3U);
+	KUNIT_ASSERT_TRUE(test, next(c, &change));
+	KUNIT_EXPECT_EQ(test, (int)change.slot.flags, DEDUP_OVERLAY_BASE_ZERO);
+	KUNIT_EXPECT_EQ(test, change.slot.bitmap[0], 0x1c);
+	KUNIT_EXPECT_EQ(test, c->nr_zero, 1U);
+}
+
+/* ---- recovery ---- */
+
+static const struct {
+	const char *what;
+	u64 cut, block, cut2;
+	int want, want2;
+	enum slot_state state;
+} loads[] = {
+	{ "open", 3, 1, 0, 0, 0, SLOT_DIRTY },
+	{ "closed", 2, 1, 0, 0, 0, SLOT_DIRTY },
+	{ "committed: void", 1, 1, 0, 0, 0, SLOT_FREEING },
+	{ "of the future", 4, 1, 0, -EUCLEAN, 0, SLOT_FREE },
+	{ "beyond the end", 3, 9, 0, -EUCLEAN, 0, SLOT_FREE },
+	{ "closed, then open", 2, 1, 3, 0, 0, SLOT_DIRTY },
+	{ "open, then closed", 3, 1, 2, 0, 0, SLOT_DIRTY },
+	{ "twice the same cut", 3, 1, 3, 0, -EUCLEAN, SLOT_DIRTY },
+};
+
+static void overlay_load_test(struct kunit *test)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(loads); i++) {
+		struct cache *c = fake_cache(test, 18);
+		struct volume *vol = fake_volume(test, c, 8);
+		struct dedup_slot_rec rec = {
+			.state = DEDUP_SLOT_DIRTY, .seq = 9, .volume = 77,
+			.block = loads[i].block, .cut = loads[i].cut, .bitmap = { 0xf0 },
+		};
+		struct view view;
+
+		vol->rec.cut_counter = 3;
+		vol->rec.committed_cut = 1;
+		KUNIT_EXPECT_EQ_MSG(test, cache_store_ops.load_slot(c, 5, &rec), loads[i].want,
+				    "%s", loads[i].what);
+		if (!loads[i].want)
+			KUNIT_EXPECT_EQ_MSG(test, (int)c->slots[5].state, loads[i].state, "%s",
+					    loads[i].what);
+		if (!loads[i].cut2)
+			continue;
+		rec.cut = loads[i].cut2;
+		KUNIT_EXPECT_EQ_MSG(test, cache_store_ops.load_slot(c, 6, &rec), loads[i].want2,
+				    "%s", loads[i].what);
+		if (loads[i].want2)
+			continue;
+		view_load(vol, 1, &view);
+		KUNIT_EXPECT_EQ(test, (int)view.nr_ov, 2);
+		KUNIT_EXPECT_EQ(test, view.ov[0]->cut, 3ULL);
+		KUNIT_EXPECT_EQ(test, view.ov[1]->cut, 2ULL);
+		KUNIT_EXPECT_FALSE(test, overlay_range_valid(view.ov[0], 3, 1));
+		KUNIT_EXPECT_TRUE(test, overlay_range_valid(view.ov[0], 4, 4));
+	}
+}
+
+static void volume_load_test(struct kunit *test)
+{
+	struct dedup_volume_rec good = {
+		.id = 1, .size = 1 << 20, .cut_counter = 2, .committed_cut = 1, .name = "a",
+	};
+	struct cache *c = fake_cache(test, 18);
+	struct dedup_volume_rec rec = good;
+
+	rec.cut_counter = 1;
+	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &rec), -EUCLEAN);
+	rec.cut_counter = 4;
+	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &rec), -EUCLEAN);
+	rec = good;
+	memset(rec.name, 'x', sizeof(rec.name));
+	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &rec), -EUCLEAN);
+	KUNIT_EXPECT_EQ(test, volume_load(c, DM_DEDUP_MAX_VOLUMES, &good), -EUCLEAN);
+	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &good), 0);
+}
+
+static struct kunit_case slot_cases[] = {
+	KUNIT_CASE(slot_alloc_test),
+	KUNIT_CASE(slot_free_test),
+	KUNIT_CASE(slot_pending_test),
+	KUNIT_CASE(slot_failed_store_test),
+	KUNIT_CASE(slot_retire_test),
+	KUNIT_CASE(inflight_test),
+	{}
+};
+
+static struct kunit_case overlay_cases[] = {
+	KUNIT_CASE(overlay_valid_test),
+	KUNIT_CASE(overlay_record_test),
+	KUNIT_CASE(overlay_view_test),
+	KUNIT_CASE(overlay_zero_test),
+	KUNIT_CASE(overlay_load_test),
+	KUNIT_CASE(volume_load_test),
+	{}
+};
+
+static struct kunit_suite slot_suite = {
+	.name = "dm_dedup_slot",
+	.test_cases = slot_cases,
+};
+
+static struct kunit_suite overlay_suite = {
+	.name = "dm_dedup_overlay",
+	.test_cases = overlay_cases,
+};
+
+kunit_test_suites(&slot_suite, &overlay_suite);
