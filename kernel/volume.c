@@ -74,6 +74,11 @@ static void volume_free(struct volume *vol)
 	unsigned long i;
 
 	cancel_work_sync(&vol->work);
+	/* A sync may have returned before cache_committed() came to take it off its list. */
+	spin_lock_irq(&c->change_lock);
+	list_del_init(&vol->pending_list);
+	list_del_init(&vol->commit_list);
+	spin_unlock_irq(&c->change_lock);
 	if (c->channel) {
 		channel_cancel(c->channel, &vol->close_event);
 		channel_cancel(c->channel, &vol->dirty_event);

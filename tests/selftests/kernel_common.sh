@@ -65,7 +65,13 @@ attach() {
 }
 
 detach() {
+	local i
 	dmsetup info "$1" >/dev/null 2>&1 || return 0
-	dmsetup message "$1" 0 fail_parked
-	dmsetup remove --retry "$1"
+	for ((i = 0; i < 50; i++)); do
+		# Readers ask again for what failed.
+		dmsetup message "$1" 0 fail_parked
+		! dmsetup remove "$1" 2>/dev/null || return 0
+		sleep 0.1
+	done
+	dmsetup remove "$1"
 }

@@ -51,8 +51,14 @@ flush() {
 	wait "$reader"
 }
 
+# (Direct reads: the page cache would ask a second time for what failed.)
 fail_parked() {
-	parked_read
+	start_agent -h "img=$TEST_TMP/img"
+	agent dropall
+	attach vol0 img $size
+	start dd if=/dev/mapper/vol0 of=/dev/null bs=4k count=1 iflag=direct
+	reader=$pid
+	wait_until 10 agent_waits
 	dmsetup message vol0 0 fail_parked
 	r=0
 	wait "$reader" 2>/dev/null || r=$?
@@ -88,7 +94,7 @@ two_caches() {
 	cmp -i 1M "$TEST_TMP/img" /dev/mapper/vol1
 	agent push img
 	cmp "$TEST_TMP/img2" /dev/mapper/vol1
-	expect_error . cmp -s "$TEST_TMP/img2" "$TEST_TMP/img"
+	! cmp -s "$TEST_TMP/img2" "$TEST_TMP/img"
 }
 
 run_case "noflush suspend takes back what waits" noflush

@@ -36,7 +36,7 @@ cache_lines() {
 	refused "lacks its value" "0 $n dedup-cache $blank 1 max_memory"
 	refused "not a number" "0 $n dedup-cache $blank 2 max_memory much"
 	refused "Too many arguments" "0 $n dedup-cache $blank 2 max_memory 5 6"
-	refused "only one of its device" "$(printf '0 8 zero\n8 %s dedup-cache %s' "$n" "$blank")"
+	refused "only one of its device|must appear alone" "$(printf '0 8 zero\n8 %s dedup-cache %s' "$n" "$blank")"
 }
 
 cache_disks() {
