@@ -203,10 +203,14 @@ int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec)
 		ov->valid[i] = le64_to_cpu(word);
 	}
 	spin_lock(&c->lock);
-	slot_set_state(c, n, SLOT_DIRTY);
-	overlay_take_slot(c, ov);
 	r = overlay_insert(c, vol, ov);
+	if (!r) {
+		slot_set_state(c, n, SLOT_DIRTY);
+		overlay_take_slot(c, ov);
+	}
 	spin_unlock(&c->lock);
+	if (r)
+		kmem_cache_free(c->overlay_cache, ov);
 	return r;
 }
 
