@@ -73,6 +73,9 @@ static int fail(struct nbd *nbd, const char *doing, struct error *err)
 	int code = nbd_get_errno() ? nbd_get_errno() : EIO;
 	char text[SAID_MAX] = "";
 
+	/* qemu-nbd answers some read errors by hanging up: to the caller both are a bad source. */
+	if (code == ENOTCONN)
+		code = EIO;
 	if (nbd->child) {
 		/* It has died, or has answered with an error: either way its words are there. */
 		struct pollfd pfd = { .fd = nbd->said_fd, .events = POLLIN };
