@@ -14,7 +14,7 @@ Q       := $(if $(V),,@)
 PKG_CONFIG ?= pkg-config
 
 CC       ?= gcc
-PKGS     := libzmq libczmq libcrypto libzstd libprotobuf-c libnbd sqlite3 jansson \
+PKGS     := libzmq libczmq libcrypto libzstd libprotobuf-c libnbd sqlite3 libpq jansson \
             libsystemd liburing devmapper
 CFLAGS   ?= -O2 -g
 WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \

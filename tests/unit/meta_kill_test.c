@@ -9,6 +9,7 @@
 #include "base/uuid.h"
 #include "meta/server.h"
 #include "net/net.h"
+#include "pg_cluster.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -25,8 +26,15 @@
 
 #define NR_OPS 120
 
+static const char *pg_uri; /* NULL: SQLite */
+
+static void use(const char *uri)
+{
+	pg_uri = uri;
+}
+
 struct rig {
-	char dir[80], path[112], endpoint[128];
+	char dir[80], path[256], endpoint[128];
 	struct net_ctx *net;
 	struct net_client *c;
 	pid_t server;
@@ -283,7 +291,10 @@ static void test_killed(void **state)
 	snprintf(rig.dir, sizeof(rig.dir), "%.50s/vmdedup-kill.XXXXXX",
 		 getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
 	assert_non_null(mkdtemp(rig.dir));
-	snprintf(rig.path, sizeof(rig.path), "%s/meta.sqlite", rig.dir);
+	if (pg_uri)
+		pg_schema(pg_uri, rig.path, sizeof(rig.path));
+	else
+		snprintf(rig.path, sizeof(rig.path), "%s/meta.sqlite", rig.dir);
 	snprintf(rig.endpoint, sizeof(rig.endpoint), "ipc://%s/sock", rig.dir);
 	if (meta_store_init(rig.path, &init, &err))
 		fail_msg("init: %s", err.text);
@@ -321,18 +332,23 @@ static void test_killed(void **state)
 	net_ctx_free(rig.net);
 	kill(rig.server, SIGKILL);
 	waitpid(rig.server, &status, 0);
-	for (i = 0; i < 5; i++) {
+	for (i = pg_uri ? 4 : 0; i < 5; i++) {
 		snprintf(name, sizeof(name), "%s/%s", rig.dir, files[i]);
 		unlink(name);
 	}
 	rmdir(rig.dir);
 }
 
-int main(int argc, char **argv)
+static int run(const char *name)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(test_killed) };
 
+	return cmocka_run_group_tests_name(name, tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
 	if (argc == 4 && !strcmp(argv[1], "serve"))
 		return serve(argv[2], argv[3]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return pg_run_both(run, use);
 }

@@ -7,6 +7,7 @@
  * VMDEDUP_SEED and VMDEDUP_OPS choose another history.
  */
 #include "meta_world.h"
+#include "pg_cluster.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -577,9 +578,10 @@ static void test_random(void **state)
 {
 	struct model *m = calloc(1, sizeof(*m));
 	const char *seed = getenv("VMDEDUP_SEED"), *ops = getenv("VMDEDUP_OPS");
-	unsigned long i, n = ops ? strtoul(ops, NULL, 0) : 800;
+	unsigned long i, n;
 
 	world_init(&m->w, 1, 1);
+	n = ops ? strtoul(ops, NULL, 0) : store_is_pg(m->w.path) ? 300 : 800;
 	m->w.seed = seed ? strtoull(seed, NULL, 0) : (uint64_t)time(NULL) * 0x9e3779b97f4a7c15;
 	print_message("VMDEDUP_SEED=0x%llx VMDEDUP_OPS=%lu\n", (unsigned long long)m->w.seed, n);
 	m->w.stamps = m->stamps;
@@ -595,9 +597,14 @@ static void test_random(void **state)
 	free(m);
 }
 
-int main(void)
+static int run(const char *name)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(test_random) };
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests_name(name, tests, NULL, NULL);
+}
+
+int main(void)
+{
+	return pg_run_both(run, world_use_pg);
 }

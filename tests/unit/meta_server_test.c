@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/uuid.h"
 #include "net/net.h"
+#include "pg_cluster.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -16,39 +17,49 @@
 #include <cmocka.h>
 
 #define ENDPOINT   "inproc://meta-under-test"
+#define ENDPOINT_2 "inproc://meta-under-test-2"
 #define TIMEOUT_MS 20000
 
+static const char *pg_uri; /* NULL: SQLite */
+
+static void use(const char *uri)
+{
+	pg_uri = uri;
+}
+
 struct rig {
-	char dir[64], path[96];
+	char dir[64], path[256];
 	struct net_ctx *net;
-	struct meta_server *s;
-	pthread_t thread;
+	struct running {
+		struct meta_server *s;
+		pthread_t thread;
+	} first, second;
 };
 
 static void *serve(void *arg)
 {
 	struct error err = { 0 };
 
-	if (meta_server_run(((struct rig *)arg)->s, &err))
+	if (meta_server_run(arg, &err))
 		fprintf(stderr, "serve: %s\n", err.text);
 	return NULL;
 }
 
-static void start(struct rig *rig)
+static void start(struct rig *rig, struct running *run, const char *endpoint)
 {
 	struct error err = { 0 };
 
-	rig->s = meta_server_open(rig->net, rig->path, &err);
-	if (!rig->s || meta_server_bind(rig->s, ENDPOINT, &err))
+	run->s = meta_server_open(rig->net, rig->path, &err);
+	if (!run->s || meta_server_bind(run->s, endpoint, &err))
 		fail_msg("start: %s", err.text);
-	assert_int_equal(pthread_create(&rig->thread, NULL, serve, rig), 0);
+	assert_int_equal(pthread_create(&run->thread, NULL, serve, run->s), 0);
 }
 
-static void stop(struct rig *rig)
+static void stop(struct running *run)
 {
-	meta_server_stop(rig->s);
-	pthread_join(rig->thread, NULL);
-	meta_server_close(rig->s);
+	meta_server_stop(run->s);
+	pthread_join(run->thread, NULL);
+	meta_server_close(run->s);
 }
 
 static int setup(void **state)
@@ -60,12 +71,15 @@ static int setup(void **state)
 
 	strcpy(rig->dir, "/tmp/vmdedup-meta.XXXXXX");
 	assert_non_null(mkdtemp(rig->dir));
-	snprintf(rig->path, sizeof(rig->path), "%s/meta.sqlite", rig->dir);
+	if (pg_uri)
+		pg_schema(pg_uri, rig->path, sizeof(rig->path));
+	else
+		snprintf(rig->path, sizeof(rig->path), "%s/meta.sqlite", rig->dir);
 	if (meta_store_init(rig->path, &init, &err))
 		fail_msg("init: %s", err.text);
 	rig->net = net_ctx_new(NULL, NULL, &err);
 	assert_non_null(rig->net);
-	start(rig);
+	start(rig, &rig->first, ENDPOINT);
 	*state = rig;
 	return 0;
 }
@@ -74,12 +88,12 @@ static int teardown(void **state)
 {
 	static const char *const suffix[] = { "", "-wal", "-shm", "-lock" };
 	struct rig *rig = *state;
-	char path[128];
+	char path[300];
 	size_t i;
 
-	stop(rig);
+	stop(&rig->first);
 	net_ctx_free(rig->net);
-	for (i = 0; i < sizeof(suffix) / sizeof(suffix[0]); i++) {
+	for (i = 0; !pg_uri && i < sizeof(suffix) / sizeof(suffix[0]); i++) {
 		snprintf(path, sizeof(path), "%s%s", rig->path, suffix[i]);
 		unlink(path);
 	}
@@ -88,14 +102,19 @@ static int teardown(void **state)
 	return 0;
 }
 
-static struct net_client *client(struct rig *rig)
+static struct net_client *client_of(struct rig *rig, const char *endpoint)
 {
 	struct error err = { 0 };
-	struct net_client *c = net_client_new(rig->net, ENDPOINT, NULL, "cli", &err);
+	struct net_client *c = net_client_new(rig->net, endpoint, NULL, "cli", &err);
 
 	if (!c)
 		fail_msg("client: %s", err.text);
 	return c;
+}
+
+static struct net_client *client(struct rig *rig)
+{
+	return client_of(rig, ENDPOINT);
 }
 
 static int call(struct net_client *c, Vmdedup__Request *req, struct net_reply *reply)
@@ -213,8 +232,8 @@ static void test_retry_over_connections(void **state)
 		assert_int_equal(clone_base(c, session, sequence, name, first), 0);
 		net_client_free(c);
 		if (i % 3 == 0) {
-			stop(rig);
-			start(rig);
+			stop(&rig->first);
+			start(rig, &rig->first, ENDPOINT);
 		}
 		c = client(rig);
 		assert_int_equal(clone_base(c, session, sequence, name, again), 0);
@@ -285,13 +304,104 @@ static void test_second_server(void **state)
 	assert_int_equal(err.code, -EBUSY);
 }
 
-int main(void)
+/* ---- several servers on one PostgreSQL ---- */
+
+struct answer {
+	bool there;
+	int error;
+	uint8_t uuid[16];
+};
+
+static void answered(void *arg, int r, struct net_reply *reply)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_retry_over_connections, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_many_clients, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_second_server, setup, teardown),
+	struct answer *a = arg;
+
+	a->there = true;
+	a->error = r ? r : reply->header->error;
+	if (!a->error)
+		memcpy(a->uuid, reply->header->image->uuid.data, 16);
+	if (!r)
+		net_reply_free(reply);
+}
+
+/* Each mutation goes to both servers at the same time: it is done once, and both say the same. */
+static void *work_twice(void *arg)
+{
+	struct worker *w = arg;
+	struct net_client *c[2] = { client(w->rig), client_of(w->rig, ENDPOINT_2) };
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Mutation mut = VMDEDUP__MUTATION__INIT;
+	Vmdedup__ImageClone clone = VMDEDUP__IMAGE_CLONE__INIT;
+	struct answer a[2];
+	char name[24];
+	int i, k;
+
+	mut.session = open_session(c[0]);
+	req.mutation = &mut;
+	clone.source = "base";
+	clone.name = name;
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_CLONE;
+	req.image_clone = &clone;
+	for (i = 0; i < NR_CLONES; i++) {
+		snprintf(name, sizeof(name), "w%d-%d", w->n, i);
+		mut.sequence++;
+		memset(a, 0, sizeof(a));
+		for (k = 0; k < 2; k++)
+			if (net_client_submit(c[k], &req, NULL, 0, TIMEOUT_MS, answered, &a[k]))
+				return NULL;
+		for (k = 0; k < 2; k++)
+			while (!a[k].there)
+				net_client_run(c[k], 1000);
+		w->done += !a[0].error && !a[1].error && !memcmp(a[0].uuid, a[1].uuid, 16);
+		if (a[0].error || a[1].error)
+			print_message("%s: %d and %d\n", name, a[0].error, a[1].error);
+	}
+	net_client_free(c[0]);
+	net_client_free(c[1]);
+	return NULL;
+}
+
+static void test_two_servers(void **state)
+{
+	struct rig *rig = *state;
+	uint64_t session, sequence = 0;
+	struct worker workers[NR_WORKERS];
+	struct net_client *c;
+	int i;
+
+	start(rig, &rig->second, ENDPOINT_2);
+	c = client(rig);
+	session = open_session(c);
+	assert_int_equal(make_zero_image(c, session, &sequence, "base"), 0);
+	for (i = 0; i < NR_WORKERS; i++) {
+		workers[i] = (struct worker){ .rig = rig, .n = i };
+		assert_int_equal(pthread_create(&workers[i].thread, NULL, work_twice, &workers[i]),
+				 0);
+	}
+	for (i = 0; i < NR_WORKERS; i++) {
+		pthread_join(workers[i].thread, NULL);
+		assert_int_equal(workers[i].done, NR_CLONES);
+	}
+	assert_int_equal(count_images(c), NR_WORKERS * NR_CLONES + 1);
+	net_client_free(c);
+	stop(&rig->second);
+}
+
+static int run(const char *name)
+{
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+	const struct CMUnitTest one[] = {
+		T(test_retry_over_connections), T(test_many_clients), T(test_second_server),
+	};
+	const struct CMUnitTest many[] = {
+		T(test_retry_over_connections), T(test_many_clients), T(test_two_servers),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return pg_uri ? cmocka_run_group_tests_name(name, many, NULL, NULL) :
+			cmocka_run_group_tests_name(name, one, NULL, NULL);
+}
+
+int main(void)
+{
+	return pg_run_both(run, use);
 }

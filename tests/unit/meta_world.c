@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "meta_world.h"
+#include "pg_cluster.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -8,6 +9,13 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
+
+static const char *pg_uri;
+
+void world_use_pg(const char *uri)
+{
+	pg_uri = uri;
+}
 
 static uint64_t world_wall_s(void *ctx)
 {
@@ -66,7 +74,10 @@ void world_init(struct world *w, unsigned int replicas, unsigned int min_copies)
 	snprintf(w->dir, sizeof(w->dir), "%.40s/vmdedup-meta.XXXXXX",
 		 getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
 	assert_non_null(mkdtemp(w->dir));
-	snprintf(w->path, sizeof(w->path), "%s/meta.sqlite", w->dir);
+	if (pg_uri)
+		pg_schema(pg_uri, w->path, sizeof(w->path));
+	else
+		snprintf(w->path, sizeof(w->path), "%s/meta.sqlite", w->dir);
 	if (meta_store_init(w->path, &init, &err))
 		fail_msg("init: %s", err.text);
 	open_store(w);
@@ -79,13 +90,13 @@ void world_init(struct world *w, unsigned int replicas, unsigned int min_copies)
 void world_free(struct world *w)
 {
 	static const char *const suffix[] = { "", "-wal", "-shm", "-lock" };
-	char path[128];
+	char path[300];
 	size_t i;
 
 	meta_end(&w->m);
 	store_close(w->m.store);
 	arena_free(&w->arena);
-	for (i = 0; i < ARRAY_SIZE(suffix); i++) {
+	for (i = 0; !store_is_pg(w->path) && i < ARRAY_SIZE(suffix); i++) {
 		snprintf(path, sizeof(path), "%s%s", w->path, suffix[i]);
 		unlink(path);
 	}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A meta server's core on a real SQLite file, with a clock and random numbers of the test's own,
+ * A meta server's core on a real SQLite file or in a real PostgreSQL, with a clock and random numbers of the test's own,
  * and a client that speaks its requests. With `replay` every mutation is delivered twice and must
  * be answered with the same bytes; with `reopen` the store is closed and opened again between the
  * two, as after a crash.
@@ -16,7 +16,7 @@
 
 struct world {
 	char dir[64];
-	char path[96];
+	char path[256]; /* the store: a file, or a URI */
 	struct meta m;
 	struct meta_env env;
 	struct arena arena;
@@ -34,6 +34,8 @@ struct world {
 	size_t nr_frames;
 };
 
+/* The worlds to come are in schemas of their own in this database; NULL: in files, as at first. */
+void world_use_pg(const char *uri);
 void world_init(struct world *w, unsigned int replicas, unsigned int min_copies);
 void world_free(struct world *w);
 void world_reopen(struct world *w);

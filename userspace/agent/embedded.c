@@ -141,15 +141,13 @@ int embedded_check(struct embedded *e, struct error *err)
 static int start_meta(struct embedded *e, struct net_ctx *net, const struct config *config,
 		      struct error *err)
 {
-	CLEANUP_FREE char *store = NULL, *endpoint = NULL;
+	CLEANUP_FREE char *endpoint = NULL;
 	int r;
 
-	if (asprintf(&store, "%s/meta.sqlite", config->store) < 0)
-		return error_set(err, -ENOMEM, "out of memory");
 	r = socket_endpoint(config, "meta.sock", &endpoint, err);
 	if (r)
 		return r;
-	e->meta = meta_server_open(net, store, err);
+	e->meta = meta_server_open(net, config->meta_store, err);
 	if (!e->meta)
 		return err->code ? err->code : -EIO;
 	r = meta_server_bind(e->meta, EMBEDDED_META, err);

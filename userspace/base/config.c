@@ -23,6 +23,7 @@ static const struct key {
 	{ "store", "store", PATH, offsetof(struct config, store) },
 	{ "store", "run", PATH, offsetof(struct config, run) },
 	{ "meta", "listen", ENDPOINT, offsetof(struct config, meta_listen) },
+	{ "meta", "store", TEXT, offsetof(struct config, meta_store) },
 	{ "data", "dir", PATH, offsetof(struct config, data_dir) },
 	{ "data", "listen", ENDPOINT, offsetof(struct config, data_listen) },
 	{ "data", "endpoint", ENDPOINT, offsetof(struct config, data_endpoint) },
@@ -248,11 +249,18 @@ static int set_defaults(struct config *c)
 		c->data_dir = NULL;
 		return -ENOMEM;
 	}
+	if (!c->meta_store && asprintf(&c->meta_store, "%s/meta.sqlite", c->store) < 0) {
+		c->meta_store = NULL;
+		return -ENOMEM;
+	}
 	return 0;
 }
 
 static int check(const struct config *c, const char *path, struct error *err)
 {
+	if (*c->meta_store != '/' && strncmp(c->meta_store, "postgresql://", 13))
+		return error_set(err, -EINVAL, "%s: [meta] store is neither the path of a SQLite "
+				 "file nor postgresql://HOST[,HOST...]/DATABASE", path);
 	if (c->cache && c->cache_file)
 		return error_set(err, -EINVAL,
 				 "%s: [agent] has both cache and cache_file: keep one", path);

@@ -20,6 +20,7 @@ struct config {
 	char *run;	      /* default /run/vmdedup: ipc sockets agent.sock meta.sock data.sock */
 	/* [meta] */
 	char *meta_listen;    /* default tcp://127.0.0.1:7401 */
+	char *meta_store;     /* "postgresql://..." or a SQLite file; default <store>/meta.sqlite */
 	/* [data] */
 	char *data_dir;	      /* default <store>/data */
 	char *data_listen;    /* default tcp://127.0.0.1:7402 */

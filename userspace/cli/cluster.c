@@ -13,6 +13,7 @@
 #include "cli/stores.h"
 #include "cli/ui.h"
 #include "meta/server.h"
+#include "meta/store.h"
 #include "proto/limits.h"
 
 /* ---- init ---- */
@@ -82,7 +83,7 @@ static void init_warn(const struct meta_init *init)
 static int init_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
 	struct meta_init init = { 0 };
-	const char *name = "vmdedup", *fingerprint = "sha256";
+	const char *name = "vmdedup", *fingerprint = "sha256", *store = NULL;
 	uint64_t block_size = 1ULL << BLOCK_SHIFT_DEFAULT, replicas = 1, min_copies = 0;
 	const struct opt opts[] = {
 		OPT_TEXT("name", "NAME", &name, "of the cluster, for people (vmdedup)"),
@@ -91,9 +92,10 @@ static int init_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		OPT_NUMBER("replicas", "N", &replicas, "copies of each block (1; no more in this version)"),
 		OPT_NUMBER("min-copies", "N", &min_copies,
 			   "copies that a commit needs (more than half of the replicas)"),
+		OPT_TEXT("store", "STORE", &store,
+			 "postgresql://... or the path of a SQLite file ([meta] store)"),
 		OPT_END
 	};
-	CLEANUP_FREE char *path = NULL;
 	struct error err = { 0 };
 	char size[32];
 	int code, r;
@@ -107,14 +109,14 @@ static int init_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		return EXIT_USAGE;
 	}
 	init_warn(&init);
-	r = folder_make(cli->conf.store, &err);
-	if (!r && asprintf(&path, "%s/meta.sqlite", cli->conf.store) < 0)
-		r = error_set(&err, -ENOMEM, "out of memory");
+	store = store ? store : cli->conf.meta_store;
+	r = store_is_pg(store) ? 0 : folder_make(cli->conf.store, &err);
 	if (!r)
-		r = meta_store_init(path, &init, &err);
+		r = meta_store_init(store, &init, &err);
 	if (r)
 		return cli_fail(&err);
-	printf("cluster %s created in %s: blocks of %s, %s, %u replica%s\n", name, cli->conf.store,
+	printf("cluster %s created in %s: blocks of %s, %s, %u replica%s\n", name,
+	       store_is_pg(store) ? "PostgreSQL" : cli->conf.store,
 	       size_to_text(block_size, size), fp_algorithm_name(init.algorithm), init.replicas,
 	       init.replicas == 1 ? "" : "s");
 	return EXIT_OK;
@@ -295,7 +297,9 @@ const struct verb cluster_verbs[] = {
 	  "Block size and fingerprint are for ever; images of one cluster share blocks.\n\n"
 	  "examples:\n"
 	  "  vmdedup cluster init\n"
-	  "  vmdedup cluster init --name lab --block-size 64K\n", init_run },
+	  "  vmdedup cluster init --name lab --block-size 64K\n"
+	  "  vmdedup cluster init --store postgresql://vmdedup@pg1,pg2/vmdedup?sslmode=verify-full\n",
+	  init_run },
 	{ "cluster", "info", "", "what the cluster is and holds",
 	  "examples:\n"
 	  "  vmdedup cluster info\n"

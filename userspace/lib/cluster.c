@@ -68,6 +68,22 @@ static int meta_silent(struct cluster *c, int r, struct error *err)
 			 strerror(-r));
 }
 
+/* No answer, or one that says that the store cannot be reached from there: it took its time to
+ * find out, so that nobody comes back at once. */
+static bool try_next(int r, const struct net_reply *reply)
+{
+	if (!reply || !reply->header)
+		return r == -ETIMEDOUT;
+	return reply->header->error == EHOSTDOWN && reply->header->not_done;
+}
+
+/* To wait longer each time is for a single server, which may be slow: of several, another one
+ * answers a repetition. */
+static int meta_attempt_ms(const struct cluster *c, unsigned int attempts)
+{
+	return attempt_ms(META_ATTEMPT_MS, c->nr_metas > 1 ? 0 : attempts);
+}
+
 int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
 		 size_t nr_frames, int timeout_ms, struct net_reply *reply, struct error *err)
 {
@@ -75,14 +91,15 @@ int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_fram
 
 	for (unsigned int attempts = 0;; attempts++) {
 		struct net_client *client = meta_client(c, err);
-		int left = remaining_ms(deadline, attempt_ms(META_ATTEMPT_MS, attempts)), r;
+		int left = remaining_ms(deadline, meta_attempt_ms(c, attempts)), r;
 
 		memset(reply, 0, sizeof(*reply));
 		if (!client)
 			return err ? err->code : -ENOTCONN;
 		r = net_call(client, req, frames, nr_frames, MAX(left, 1), reply, err);
-		if (r != -ETIMEDOUT || reply->header || !remaining_ms(deadline, 1))
+		if (!try_next(r, reply) || !remaining_ms(deadline, 1))
 			return r;
+		net_reply_free(reply);
 		meta_next(c);
 	}
 }
@@ -110,7 +127,9 @@ static void mutation_answered(void *arg, int r, struct net_reply *reply)
 	struct mutation *m = TAILQ_FIRST(&c->mutations);
 
 	c->progress++;
-	if (r == -ETIMEDOUT && !c->closing && remaining_ms(m->deadline_ns, 1)) {
+	if (try_next(r, reply) && !c->closing && remaining_ms(m->deadline_ns, 1)) {
+		if (reply)
+			net_reply_free(reply);
 		meta_next(c);
 		mutation_attempt(c);
 		return;
@@ -123,7 +142,7 @@ static void mutation_attempt(struct cluster *c)
 {
 	struct mutation *m = TAILQ_FIRST(&c->mutations);
 	struct net_client *client = meta_client(c, NULL);
-	int left = remaining_ms(m->deadline_ns, attempt_ms(META_ATTEMPT_MS, m->attempts++));
+	int left = remaining_ms(m->deadline_ns, meta_attempt_ms(c, m->attempts++));
 	int r = -ETIMEDOUT;
 
 	if (!m->id.sequence) {

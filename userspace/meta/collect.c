@@ -34,14 +34,12 @@ static int next_dead_shard(struct meta_call *c, unsigned int from, unsigned int 
 
 	shard_range(from, &low, &high);
 	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT min(fp) FROM blocks WHERE count = 0 AND condemned = 0 AND fp >= ?1",
-			V_FP(&low));
+			"SELECT fp FROM blocks WHERE count = 0 AND condemned = 0 AND fp >= ?1 "
+			"ORDER BY fp LIMIT 1", V_FP(&low));
 	if (!r)
 		r = rows_next(&rows, &c->err);
 	if (r <= 0)
 		return r;
-	if (!rows_blob(&rows, 0, &(size_t){ 0 }))
-		return 0;
 	r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
 	*shard = fp_shard(&fp);
 	return r ?: 1;

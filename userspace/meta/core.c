@@ -12,7 +12,8 @@
 #define MAX_RERUNS 20 /* of a transaction that loses against others (PostgreSQL) */
 
 enum verb_kind {
-	VERB_READ,     /* changes nothing */
+	VERB_LOOK,     /* changes nothing, and may be a little old: named by hash, or a hint */
+	VERB_READ,     /* changes nothing, and vouches for what it says */
 	VERB_MUTATION, /* needs (session, sequence) */
 	VERB_REPEAT,   /* changes something, and may be repeated without a session */
 };
@@ -25,8 +26,8 @@ struct verb {
 
 #define VERB(name, kind, fn) { VMDEDUP__REQUEST__BODY_##name, kind, fn }
 static const struct verb verbs[] = {
-	VERB(CLUSTER_INFO, VERB_READ, cluster_info),
-	VERB(MAP_GET, VERB_READ, map_get),
+	VERB(CLUSTER_INFO, VERB_LOOK, cluster_info),
+	VERB(MAP_GET, VERB_LOOK, map_get),
 	VERB(SERVER_JOIN, VERB_REPEAT, map_server_join),
 	VERB(SESSION_OPEN, VERB_REPEAT, session_open),
 	VERB(IMAGE_GET, VERB_READ, image_get),
@@ -45,12 +46,12 @@ static const struct verb verbs[] = {
 	VERB(PUSH_PART, VERB_MUTATION, push_part),
 	VERB(PUSH_COMMIT, VERB_MUTATION, push_commit),
 	VERB(PUSH_ABORT, VERB_MUTATION, push_abort),
-	VERB(NODE_GET, VERB_READ, node_get),
+	VERB(NODE_GET, VERB_LOOK, node_get),
 	VERB(GC_STEP, VERB_REPEAT, gc_step),
 	VERB(GC_LIST, VERB_READ, gc_list),
 	VERB(GC_SELECT, VERB_READ, gc_select),
 	VERB(GC_FORGET, VERB_REPEAT, gc_forget),
-	VERB(CHECK_STEP, VERB_READ, check_step),
+	VERB(CHECK_STEP, VERB_LOOK, check_step),
 };
 
 int call_error(struct meta_call *c, int code, const char *fmt, ...)
@@ -185,9 +186,11 @@ int meta_commit(struct meta *m, struct error *err)
 
 	if (m->delta.nodes || m->delta.blocks)
 		n = store_exec(m->store, err,
-			       "UPDATE totals SET nodes = nodes + ?1, blocks = blocks + "
-			       "?2 WHERE slot = 0",
-			       V_INT(m->delta.nodes), V_INT(m->delta.blocks));
+			       "INSERT INTO totals (slot, nodes, blocks) VALUES (?3, ?1, ?2) ON "
+			       "CONFLICT (slot) DO UPDATE SET nodes = totals.nodes + "
+			       "excluded.nodes, blocks = totals.blocks + excluded.blocks",
+			       V_INT(m->delta.nodes), V_INT(m->delta.blocks),
+			       V_INT(m->store->slot));
 	return n < 0 ? (int)n : store_commit(m->store, err);
 }
 
@@ -244,15 +247,20 @@ int call_run(struct meta_call *c, meta_handler fn)
 }
 
 
-static int dispatch(struct meta_call *c)
+static const struct verb *verb_of(const struct meta_call *c)
 {
-	const struct verb *v = NULL;
 	size_t i;
-	int r;
 
 	for (i = 0; i < ARRAY_SIZE(verbs); i++)
 		if (verbs[i].body == c->req->body_case)
-			v = &verbs[i];
+			return &verbs[i];
+	return NULL;
+}
+
+static int dispatch(struct meta_call *c, const struct verb *v)
+{
+	int r;
+
 	if (!v)
 		r = call_error(c, -EOPNOTSUPP, "the meta server knows no such request");
 	else if (v->kind == VERB_MUTATION || (v->kind == VERB_REPEAT && c->req->mutation))
@@ -270,16 +278,22 @@ static int dispatch(struct meta_call *c)
 
 static int run_once(struct meta *m, struct meta_call *calls, size_t n, struct error *err)
 {
+	bool vouches = false;
 	size_t i;
 	int r;
 
 	r = meta_begin(m, err);
 	for (i = 0; !r && i < n; i++) {
+		const struct verb *v = verb_of(&calls[i]);
+
 		reset_reply(&calls[i]);
-		r = dispatch(&calls[i]);
+		r = dispatch(&calls[i], v);
+		vouches |= v && v->kind == VERB_READ;
 		if (r && err)
 			*err = calls[i].err;
 	}
+	if (!r && vouches)
+		r = store_sync(m->store, err);
 	if (!r)
 		r = meta_commit(m, err);
 	if (r)
@@ -287,32 +301,43 @@ static int run_once(struct meta *m, struct meta_call *calls, size_t n, struct er
 	return r;
 }
 
+/* Again while it loses against other transactions; once more where the store was lost, which has
+ * looked for another by then: a mutation finds its own result, all others may be repeated. */
+static int run(struct meta *m, struct meta_call *calls, size_t n, struct error *err)
+{
+	unsigned int runs, lost = 0;
+	int r = -EAGAIN;
+
+	for (runs = 0; runs < MAX_RERUNS; runs++) {
+		r = run_once(m, calls, n, err);
+		if (r != -EAGAIN && (r != -EHOSTDOWN || lost++))
+			break;
+	}
+	return r == -EAGAIN ? -EBUSY : r;
+}
+
 void meta_batch(struct meta *m, struct meta_call *calls, size_t n)
 {
 	struct error err = { 0 };
-	int r = 0, runs;
 	size_t i;
+	int r;
 
 	if (!n)
 		return;
-	for (runs = 0; runs < MAX_RERUNS; runs++) {
-		r = run_once(m, calls, n, &err);
-		if (r != -EAGAIN)
-			break;
-	}
-	if (!r)
-		return;
-	if (n > 1) {
+	r = run(m, calls, n, &err);
+	if (r && r != -EHOSTDOWN && n > 1) {
 		/* One request may be what the store fails on: give each a transaction of its own.
 		 */
 		for (i = 0; i < n; i++)
 			meta_batch(m, &calls[i], 1);
 		return;
 	}
-	reset_reply(calls);
-	error_set(&calls->err, r == -EAGAIN ? -EBUSY : r, "%s", err.text);
-	reply_with_error(calls);
-	calls->reply.not_done = true;
+	for (i = 0; r && i < n; i++) {
+		reset_reply(&calls[i]);
+		error_set(&calls[i].err, r, "%s", err.text);
+		reply_with_error(&calls[i]);
+		calls[i].reply.not_done = true;
+	}
 }
 
 void meta_end(struct meta *m)

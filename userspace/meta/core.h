@@ -58,7 +58,8 @@ struct meta {
 	struct store *store;
 	const struct meta_env *env;
 	struct meta_params params;
-	uint64_t ticked_ns; /* monotonic time up to which age_s has been counted */
+	uint64_t ticked_ns; /* monotonic time of the last look at age_s, */
+	uint64_t ticked_age_s; /* and what it was then */
 	struct members *members; /* cached, see members.h */
 	struct check *check; /* the one under way, or NULL: meta_end() frees it */
 	bool may_cascade;   /* a mutation ran since the cascade last found nothing */
@@ -104,7 +105,8 @@ void meta_rollback(struct meta *m);
 /*
  * Runs all calls in one transaction: every reply is true only after this has returned. A call that
  * fails leaves nothing behind and does not disturb the others. Failures of the store end up in
- * replies, never as a stored result.
+ * replies, never as a stored result; EHOSTDOWN with not_done: the store could not be reached, and
+ * whether a mutation is done only its repetition tells, here or at another meta server.
  */
 void meta_batch(struct meta *m, struct meta_call *calls, size_t n);
 /* Ends what a core holds besides its store. */

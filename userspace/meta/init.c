@@ -46,7 +46,7 @@ int meta_store_init(const char *store, const struct meta_init *init, struct erro
 	struct store *s;
 	int r;
 
-	r = make_folder(store, err) ?: store_create(&s, store, err);
+	r = (store_is_pg(store) ? 0 : make_folder(store, err)) ?: store_create(&s, store, err);
 	if (r)
 		return r;
 	r = meta_fill(s, &meta_real_env, init, err) ?: store_commit(s, err);

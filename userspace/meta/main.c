@@ -24,7 +24,8 @@ static const char help[] =
 	"\n"
 	"  -c, --conf FILE      configuration (default $VMDEDUP_CONF, else " CONFIG_DEFAULT_PATH
 	")\n"
-	"  -s, --store FILE     SQLite file (default <store>/meta.sqlite of the configuration)\n"
+	"  -s, --store STORE    SQLite file, or postgresql://HOST[,HOST...]/DATABASE (default: [meta]\n"
+	"                       store of the configuration, else <store>/meta.sqlite)\n"
 	"  -l, --listen ADDRESS tcp://HOST:PORT (PORT * : any), ipc://PATH; may be repeated. "
 	"Default:\n"
 	"                       meta.listen of the configuration and ipc://<run>/meta.sock\n"
@@ -36,6 +37,7 @@ static const char help[] =
 	"examples:\n"
 	"  vmdedup-meta\n"
 	"  vmdedup-meta --store /srv/vmdedup/meta.sqlite --listen tcp://127.0.0.1:7401\n"
+	"  vmdedup-meta --store 'postgresql://vmdedup@pg1,pg2/vmdedup?sslmode=verify-full'\n"
 	"  vmdedup-meta --listen tcp://10.0.0.5:7401 --listen ipc:///run/vmdedup/meta.sock\n";
 
 struct options {
@@ -130,7 +132,6 @@ static int serve(struct meta_server *s, int signals, struct error *err)
 
 static int run(const struct options *o, int signals, struct error *err)
 {
-	char *store CLEANUP_FREE = NULL;
 	struct meta_server *s = NULL;
 	struct net_ctx *net = NULL;
 	struct config conf;
@@ -139,17 +140,9 @@ static int run(const struct options *o, int signals, struct error *err)
 	r = config_load(&conf, o->conf, err);
 	if (r)
 		return r;
-	if (o->store)
-		store = strdup(o->store);
-	else if (asprintf(&store, "%s/meta.sqlite", conf.store) < 0)
-		store = NULL;
-	if (!store) {
-		r = error_set(err, -ENOMEM, "out of memory");
-		goto free_config;
-	}
 	net = net_ctx_new(conf.curve_secret, conf.curve_clients, err);
 	if (net)
-		s = meta_server_open(net, store, err);
+		s = meta_server_open(net, o->store ? o->store : conf.meta_store, err);
 	if (!s) {
 		r = err->code;
 		goto free_net;
@@ -159,7 +152,6 @@ static int run(const struct options *o, int signals, struct error *err)
 free_net:
 	if (net)
 		net_ctx_free(net);
-free_config:
 	config_free(&conf);
 	return r;
 }

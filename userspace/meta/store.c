@@ -26,7 +26,7 @@ static int still_failed(struct store *s, struct error *err)
 	return error_set(err, s->failed, "the transaction failed before");
 }
 
-static bool is_postgresql(const char *where)
+bool store_is_pg(const char *where)
 {
 	return !strncmp(where, "postgresql://", 13) || !strncmp(where, "postgres://", 11);
 }
@@ -35,16 +35,16 @@ static int open_any(struct store **s, const char *where, bool create, struct err
 {
 	*s = NULL;
 	if (!where || !*where)
-		return error_set(err, -EINVAL, "no store given: it is the path of a SQLite file");
-	if (is_postgresql(where))
-		return error_set(err, -EPROTONOSUPPORT,
-				 "store %s: this build has no PostgreSQL store; give the path of a "
-				 "SQLite file", where);
-	return store_sqlite_open(s, where, create, err);
+		return error_set(err, -EINVAL, "no store given: it is the path of a SQLite file or "
+				 "postgresql://HOST[,HOST...]/DATABASE");
+	return store_is_pg(where) ? store_pg_open(s, where, create, err) :
+				    store_sqlite_open(s, where, create, err);
 }
 
 static int check_schema(struct store *s, const char *where, struct error *err)
 {
+	/* A URI may have a password in it. */
+	const char *name = store_is_pg(where) ? "in PostgreSQL" : where;
 	int64_t version = 0;
 	int r;
 
@@ -56,13 +56,13 @@ static int check_schema(struct store *s, const char *where, struct error *err)
 	if (r < 0)
 		return r;
 	if (!r)
-		return error_set(err, -EUCLEAN, "store %s: the cluster's row is missing", where);
+		return error_set(err, -EUCLEAN, "store %s: the cluster's row is missing", name);
 	if (version > META_SCHEMA_VERSION)
 		return error_set(
 			err, -EPROTONOSUPPORT,
 			"store %s: written by a newer release (schema %lld, this one knows "
 			"%d)",
-			where, (long long)version, META_SCHEMA_VERSION);
+			name, (long long)version, META_SCHEMA_VERSION);
 	return 0;
 }
 
@@ -122,6 +122,13 @@ int store_release(struct store *s, struct error *err)
 int store_rollback_to(struct store *s, struct error *err)
 {
 	return s->failed ? still_failed(s, err) : s->ops->rollback_to(s, err);
+}
+
+int store_sync(struct store *s, struct error *err)
+{
+	if (s->failed)
+		return still_failed(s, err);
+	return s->ops->sync ? s->ops->sync(s, err) : 0;
 }
 
 int store_snapshot(struct store *s, struct store **snap, struct error *err)
@@ -221,6 +228,10 @@ int store_exec_many(struct store *s, struct error *err, const char *sql, const s
 	int64_t v;
 	int r;
 
+	if (s->failed)
+		return still_failed(s, err);
+	if (s->ops->many)
+		return s->ops->many(s, sql, vals, per_row, nr_rows, results, none, err);
 	for (i = 0; i < nr_rows; i++) {
 		r = store_int_vals(s, err, &v, sql, vals + i * per_row, per_row);
 		if (r < 0)

@@ -10,7 +10,9 @@
  * Every call runs inside store_begin() and store_commit(). A failure of the database itself
  * (not "no row") is sticky: every later call returns the same errno until store_rollback(), so
  * that no code can go on with half a result. -EAGAIN: the transaction lost against another one;
- * run all of it again. A store belongs to one thread at a time.
+ * run all of it again. -EHOSTDOWN: the database cannot be reached; of a store_commit(): nobody knows
+ * whether the transaction is done, so only one that finds out by itself may run again. A store
+ * belongs to one thread at a time.
  */
 #ifndef VMDEDUP_META_STORE_H
 #define VMDEDUP_META_STORE_H
@@ -48,6 +50,7 @@ struct rows {
 	struct store *store;
 	void *impl;
 	void *slot; /* the store's: where the statement came from; NULL: it is this query's alone */
+	int row;    /* the store's */
 };
 
 struct store_ops {
@@ -60,9 +63,13 @@ struct store_ops {
 	int (*release)(struct store *s, struct error *err);
 	int (*rollback_to)(struct store *s, struct error *err);
 	int (*snapshot)(struct store *s, struct store **snap, struct error *err);
+	int (*sync)(struct store *s, struct error *err); /* NULL: what is seen is durable */
 	int (*script)(struct store *s, const char *sql, struct error *err);
 	int (*query)(struct store *s, struct rows *rows, const char *sql, const struct val *vals,
 		     size_t nr, struct error *err);
+	/* NULL: one query after the other */
+	int (*many)(struct store *s, const char *sql, const struct val *vals, size_t per_row,
+		    size_t nr_rows, int64_t *results, int64_t none, struct error *err);
 	int (*next)(struct rows *rows, struct error *err);
 	int64_t (*col_int)(struct rows *rows, int col);
 	const void *(*col_blob)(struct rows *rows, int col, size_t *len);
@@ -71,16 +78,20 @@ struct store_ops {
 	void (*end)(struct rows *rows);
 };
 
+#define STORE_SLOTS 16
+
 struct store {
 	const struct store_ops *ops;
 	int failed; /* sticky negative errno of this transaction */
+	/* below STORE_SLOTS: where this process keeps its share of what all add to (`totals`) */
+	unsigned int slot;
 };
 
 /*
- * @where: path of a SQLite file. store_create() makes an empty database with the schema, all in
+ * @where: path of a SQLite file, or a postgresql:// URI of libpq. store_create() makes an empty database with the schema, all in
  * the transaction that is open when it returns, for the caller to fill and commit; -EEXIST when
  * there is a cluster. store_open(): -ENOENT no cluster there; -EPROTONOSUPPORT newer schema;
- * -EBUSY another process has it.
+ * -EBUSY another process has it (a SQLite file; PostgreSQL takes many).
  */
 int store_create(struct store **s, const char *where, struct error *err);
 int store_open(struct store **s, const char *where, struct error *err);
@@ -92,6 +103,12 @@ void store_rollback(struct store *s);
 int store_savepoint(struct store *s, struct error *err);
 int store_release(struct store *s, struct error *err);
 int store_rollback_to(struct store *s, struct error *err);
+
+/*
+ * The transaction is about to vouch for what others have committed: its commit returns only when
+ * that is as durable as a commit of its own would be, and fails where nothing can be committed.
+ */
+int store_sync(struct store *s, struct error *err);
 
 /*
  * Another store on what is committed now, read only, in a transaction of its own that is begun
@@ -138,6 +155,9 @@ void rows_end(struct rows *rows);
 /* ---- for stores ---- */
 extern const char meta_schema_sql[];
 int store_sqlite_open(struct store **s, const char *path, bool create, struct error *err);
+int store_pg_open(struct store **s, const char *where, bool create, struct error *err);
+int store_pg_snapshot(struct store **s, const char *where, struct error *err);
+bool store_is_pg(const char *where);
 /* The schema with what stands in comments that begin with "@name: " uncovered. Free it. */
 char *store_schema_for(const char *name);
 /* Sets s->failed and err. Returns @code. */

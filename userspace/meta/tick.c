@@ -23,14 +23,18 @@ static int has_work(struct meta *m, struct error *err)
 		"(SELECT 1 FROM images WHERE removed = 1) OR EXISTS (SELECT 1 FROM dying)");
 }
 
+/* Several processes count the same seconds: whoever finds the clock behind puts it forward. */
 static int advance_age(struct meta *m, uint64_t seconds, struct error *err)
 {
-	int64_t n = store_exec(m->store, err, "UPDATE cluster SET age_s = age_s + ?1",
-			       V_INT(seconds));
+	uint64_t age = (m->ticked_age_s ?: m->params.age_s) + seconds;
+	int64_t n;
 
+	if (age <= m->params.age_s)
+		return 0;
+	n = store_exec(m->store, err, "UPDATE cluster SET age_s = ?1", V_INT(age));
 	if (n < 0)
 		return (int)n;
-	m->params.age_s += seconds;
+	m->params.age_s = age;
 	return session_expire(m, err) ?: push_expire(m, err);
 }
 
@@ -64,8 +68,10 @@ int meta_tick(struct meta *m, struct error *err)
 		meta_rollback(m);
 		return r == -EAGAIN ? 1 : r;
 	}
-	if (seconds >= AGE_STEP_S)
+	if (seconds >= AGE_STEP_S) {
 		m->ticked_ns += seconds * NS_PER_S;
+		m->ticked_age_s = m->params.age_s;
+	}
 	m->may_cascade = p.more;
 	return p.more;
 }
