@@ -112,6 +112,22 @@ unit-build: $(UNIT_TESTS) $(FUZZERS)
 unit: unit-build
 	$(Q)tests/unit/run $(UNIT_TESTS) $(FUZZERS)
 
+# Fleets of processes that are killed at every step: the tests, and an agent whose cache is in them.
+CLUSTER_TESTS := random_ops push_steps
+CLUSTER_WORLD := $(call objs,$(addprefix tests/cluster/,world.c cache_host.c))
+CLUSTER_WRAP  := cluster_push_begin cluster_push_block cluster_mutation_submit cluster_mutate
+$(CLUSTER_TESTS:%=$(O)/tests/cluster/%): $(O)/tests/cluster/%: $(O)/obj/tests/cluster/%.o \
+		$(CLUSTER_WORLD) $(LIBS)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+$(O)/tests/cluster/host_agent: $(call objs,$(addprefix tests/cluster/,host_agent.c cache_socket.c)) \
+		$(LIBS)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $(CLUSTER_WRAP:%=-Wl,--wrap=%) $^ $(LDLIBS)
+cluster-build: all $(CLUSTER_TESTS:%=$(O)/tests/cluster/%) $(O)/tests/cluster/host_agent
+
 # Helpers of the tests that run in a VM.
 $(O)/tests/stamp: $(O)/obj/tests/crash/stamp.o
 	@mkdir -p $(@D)
@@ -136,6 +152,6 @@ install: all
 clean:
 	rm -rf build
 
-.PHONY: all unit unit-build fuzz fuzz-build bench-build modules install clean
+.PHONY: all unit unit-build cluster-build fuzz fuzz-build bench-build modules install clean
 .SECONDARY:
 -include $(shell find $(O)/obj -name '*.d' 2>/dev/null)

@@ -18,7 +18,7 @@ round_trip() {
 
 restart() {
 	kill "$meta_pid" "${data_pids[@]}"
-	wait "$meta_pid" "${data_pids[@]}" || true
+	wait "$meta_pid" "${data_pids[@]}"
 	start_meta
 	start_data 1
 	wait_until 30 servers_are_up 1
@@ -81,7 +81,7 @@ import_dies() {
 # The index is made again from the lumps.
 index_rebuilt() {
 	kill "${data_pids[1]}"
-	wait "${data_pids[1]}" || true
+	wait "${data_pids[1]}"
 	[ -d "$store/data1/index" ]
 	rm -rf "$store/data1/index"
 	start_data 1
@@ -95,7 +95,7 @@ index_rebuilt() {
 disk_lost() {
 	local r=0
 	kill "${data_pids[1]}"
-	wait "${data_pids[1]}" || true
+	wait "${data_pids[1]}"
 	rm -rf "$store/data1"/lumps "$store/data1"/index
 	start_data 1
 	wait_until 60 servers_are_up 1

@@ -226,6 +226,17 @@ static int need_block(struct cache_file *f, struct file_volume *v, uint64_t bloc
 
 /* ---- the guest ---- */
 
+/* What dirty state may stand on: the recorded root of the recorded epoch, or that root's child by
+ * the cut that is closed here and that nobody has told us the commit of. */
+static bool is_own_head(const struct file_volume *v, const struct dm_dedup_volume_info *open)
+{
+	if (open->lease_epoch != v->info.lease_epoch)
+		return false;
+	return !memcmp(open->root, v->info.root, sizeof(open->root)) ||
+	       (v->info.closed_cut > v->info.committed_cut &&
+		open->committed_cut == v->info.closed_cut);
+}
+
 int cache_file_open(struct cache *c, const char *image, uint32_t flags, uint64_t *volume,
 		    uint64_t *size)
 {
@@ -256,16 +267,16 @@ int cache_file_open(struct cache *c, const char *image, uint32_t flags, uint64_t
 		return cf_unlock(f, -ENOMEM);
 	cf_volume_info(f, v, &req->up.info);
 	r = wait_for_reply(f, req, &open);
-	if (!r && cf_has_overlays(v, true) &&
-	    (open.lease_epoch != v->info.lease_epoch ||
-	     memcmp(open.root, v->info.root, sizeof(open.root))))
+	if (!r && cf_has_overlays(v, true) && !is_own_head(v, &open))
 		r = -ESTALE;
 	if (r)
 		return cf_unlock(f, r);
-	memcpy(v->info.root, open.root, sizeof(open.root));
 	v->info.lease_epoch = open.lease_epoch;
-	if (!cf_has_overlays(v, true))
+	/* Dirty state stays on its own root, also when the head is the child by its closed cut. */
+	if (!cf_has_overlays(v, true)) {
+		memcpy(v->info.root, open.root, sizeof(open.root));
 		v->info.committed_cut = open.committed_cut;
+	}
 	v->info.flags |= DM_DEDUP_VOL_OPEN | (open.lease_epoch ? DM_DEDUP_VOL_GRANTED : 0);
 	*volume = v->info.volume;
 	*size = v->info.size;

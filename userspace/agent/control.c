@@ -22,6 +22,7 @@ struct push_request {
 	struct pusher_task task;
 	struct daemon *daemon;
 	struct net_request *req;
+	uint64_t nonce;
 };
 
 struct prepare_request {
@@ -201,7 +202,9 @@ static void push_done(struct work *w)
 	const struct push_result *result = &p->task.result;
 
 	if (p->task.err.code) {
-		net_reply_error(p->req, -p->task.err.code, "%s", p->task.err.text);
+		reply.error = -p->task.err.code;
+		reply.error_text = p->task.err.text;
+		once_reply(&p->daemon->once, p->nonce, p->req, &reply);
 		free(p);
 		return;
 	}
@@ -216,12 +219,12 @@ static void push_done(struct work *w)
 	body.milliseconds = p->task.milliseconds;
 	reply.body_case = VMDEDUP__REPLY__BODY_VOLUME_PUSH;
 	reply.volume_push = &body;
-	net_reply_send(p->req, &reply, NULL, 0);
+	once_reply(&p->daemon->once, p->nonce, p->req, &reply);
 	free(p);
 }
 
 static struct push_request *push_new(struct daemon *d, struct net_request *req,
-				     enum pusher_task_kind kind, const char *name)
+				     enum pusher_task_kind kind, const char *name, uint64_t nonce)
 {
 	struct push_request *p;
 
@@ -230,11 +233,18 @@ static struct push_request *push_new(struct daemon *d, struct net_request *req,
 				sizeof(p->task.name) - 1);
 		return NULL;
 	}
+	if (once_is_repeat(&d->once, nonce, req))
+		return NULL;
 	p = calloc(1, sizeof(*p));
 	if (!p) {
-		net_reply_error(req, ENOMEM, "out of memory");
+		Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+
+		reply.error = ENOMEM;
+		reply.error_text = (char *)"out of memory";
+		once_reply(&d->once, nonce, req, &reply);
 		return NULL;
 	}
+	p->nonce = nonce;
 	p->task.work.done = push_done;
 	p->task.kind = kind;
 	strcpy(p->task.name, name);
@@ -246,7 +256,7 @@ static struct push_request *push_new(struct daemon *d, struct net_request *req,
 static void handle_push(struct daemon *d, struct net_request *req)
 {
 	const Vmdedup__VolumePush *msg = net_request_header(req)->volume_push;
-	struct push_request *p = push_new(d, req, TASK_PUSH, msg->name);
+	struct push_request *p = push_new(d, req, TASK_PUSH, msg->name, msg->nonce);
 
 	if (!p)
 		return;
@@ -258,7 +268,7 @@ static void handle_push(struct daemon *d, struct net_request *req)
 static void handle_detach(struct daemon *d, struct net_request *req)
 {
 	const Vmdedup__VolumeDetach *msg = net_request_header(req)->volume_detach;
-	struct push_request *p = push_new(d, req, TASK_DETACH, msg->name);
+	struct push_request *p = push_new(d, req, TASK_DETACH, msg->name, msg->nonce);
 
 	if (!p)
 		return;

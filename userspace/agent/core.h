@@ -145,6 +145,8 @@ void agent_stats(struct agent *a, struct agent_stats *stats);
 uint64_t agent_image_fetches(struct agent *a, const struct uuid *image);
 /* A volume was released: nothing of it is kept. */
 void agent_forget_volume(struct agent *a, const char *name);
+/* A device has the image open, or its OPEN is under way. */
+bool agent_opens_image(struct agent *a, const struct uuid *image);
 /* A volume of this image is open here for writing. */
 bool agent_writes_image(struct agent *a, const struct uuid *image);
 

@@ -377,6 +377,7 @@ bool daemon_free(struct daemon *d)
 	network_free(d->network);
 	if (d->server)
 		net_server_free(d->server);
+	once_free(&d->once);
 	embedded_stop(d->embedded);
 	if (d->cache)
 		d->cache->ops->free(d->cache);

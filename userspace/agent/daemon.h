@@ -17,6 +17,7 @@
 #include "agent/embedded.h"
 #include "agent/loop.h"
 #include "agent/network.h"
+#include "agent/once.h"
 #include "agent/pusher.h"
 #include "base/config.h"
 
@@ -35,6 +36,7 @@ struct daemon {
 	struct pusher *pusher;
 	struct pool *calls;
 	struct net_server *server;
+	struct once once; /* the control socket's */
 	int timer_fd, signal_fd;
 	struct dm_dedup_hello hello;
 	char cache_trouble[256]; /* why the cache is not connected */

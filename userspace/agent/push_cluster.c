@@ -114,7 +114,39 @@ int push_cluster_release(struct push_cluster *s, const struct uuid *image,
 	return r;
 }
 
-int push_cluster_snapshot(struct push_cluster *s, const char *name, const char *label,
+int push_cluster_lease(struct push_cluster *s, const char *name, int timeout_ms,
+		       struct uuid *image, struct uuid *cache, uint64_t *epoch, struct error *err)
+{
+	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
+	struct net_reply reply = { 0 };
+	const Vmdedup__Image *im;
+	struct uuid uuid;
+	int r;
+
+	if (uuid_from_text(&uuid, name))
+		get.name = (char *)name;
+	else
+		get.uuid = bytes(uuid.b, sizeof(uuid.b));
+	msg.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
+	msg.image_get = &get;
+	r = cluster_call(s->cluster, &msg, NULL, 0, timeout_ms, &reply, err);
+	im = r ? NULL : reply.header->image;
+	if (im && (reply.header->body_case != VMDEDUP__REPLY__BODY_IMAGE ||
+		   im->uuid.len != sizeof(image->b)))
+		r = error_set(err, -EPROTO, "the meta server answered with something else");
+	if (im && !r) {
+		memset(cache, 0, sizeof(*cache));
+		memcpy(image->b, im->uuid.data, sizeof(image->b));
+		if (im->leased_to.len == sizeof(cache->b))
+			memcpy(cache->b, im->leased_to.data, sizeof(cache->b));
+		*epoch = im->lease_epoch;
+	}
+	net_reply_free(&reply);
+	return r;
+}
+
+int push_cluster_snapshot(struct push_cluster *s, const struct uuid *image, const char *label,
 			  int timeout_ms, struct push_result *result, struct error *err)
 {
 	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
@@ -122,7 +154,7 @@ int push_cluster_snapshot(struct push_cluster *s, const char *name, const char *
 	struct net_reply reply = { 0 };
 	int r;
 
-	snapshot.name = (char *)name;
+	snapshot.image = bytes(image->b, sizeof(image->b)); /* a name may be another's by now */
 	if (label)
 		snapshot.label = (char *)label;
 	msg.body_case = VMDEDUP__REQUEST__BODY_SNAPSHOT;

@@ -19,8 +19,11 @@ void push_cluster_init(struct push_cluster *s, struct nodes *nodes);
 int push_cluster_release(struct push_cluster *s, const struct uuid *image,
 			 const struct uuid *cache, uint64_t epoch, int timeout_ms,
 			 struct error *err);
+/* An image's UUID, and the cache that holds its lease (null: none) with the lease's epoch. */
+int push_cluster_lease(struct push_cluster *s, const char *name, int timeout_ms,
+		       struct uuid *image, struct uuid *cache, uint64_t *epoch, struct error *err);
 /* A version of a head that stands already. */
-int push_cluster_snapshot(struct push_cluster *s, const char *name, const char *label,
+int push_cluster_snapshot(struct push_cluster *s, const struct uuid *image, const char *label,
 			  int timeout_ms, struct push_result *result, struct error *err);
 
 #endif

@@ -106,15 +106,27 @@ static void clean_slots(void *ctx, const struct dm_dedup_clean_entry *slots, siz
 
 /* ---- one volume ---- */
 
+static void holder(struct pusher *p, struct uuid *cache)
+{
+	pthread_mutex_lock(&p->lock);
+	*cache = p->cache_uuid;
+	pthread_mutex_unlock(&p->lock);
+}
+
 static int find_volume(struct pusher *p, const struct pusher_task *task,
 		       struct dm_dedup_volume_info *found, struct error *err)
 {
 	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
 	struct uuid uuid;
-	bool by_uuid = !uuid_from_text(&uuid, task->name);
+	bool by_uuid;
 	size_t i, count;
 	int r;
 
+	/* The cache may answer before the loop has been told which one it is. */
+	holder(p, &uuid);
+	if (uuid_is_null(&uuid))
+		return error_set(err, -ENODEV, "the cache is not connected yet");
+	by_uuid = !uuid_from_text(&uuid, task->name);
 	r = cache_volumes(p->params.cache, &infos, &count);
 	if (r)
 		return error_set(err, r, "cannot list the volumes of the cache: %s",
@@ -128,13 +140,6 @@ static int find_volume(struct pusher *p, const struct pusher_task *task,
 		}
 	}
 	return error_set(err, -ENOENT, "there is no volume of image %s on this host", task->name);
-}
-
-static void holder(struct pusher *p, struct uuid *cache)
-{
-	pthread_mutex_lock(&p->lock);
-	*cache = p->cache_uuid;
-	pthread_mutex_unlock(&p->lock);
 }
 
 /* Only the meta server's word on the lease itself stops a volume. */
@@ -347,9 +352,29 @@ static void push_what_is_due(struct pusher *p, bool space)
 
 /* ---- what people ask for ---- */
 
+static int push_noted(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
+		      const char *label, struct push_result *result, struct error *err)
+{
+	struct push_result one;
+	int r = push_once(p, v, make_version, label, &one, err);
+
+	note_push(p, v, r, err);
+	if (r)
+		return r;
+	if (one.cut)
+		result->cut = one.cut;
+	result->root = one.root;
+	result->version = one.version;
+	result->blocks += one.blocks;
+	result->new_blocks += one.new_blocks;
+	result->bytes_sent += one.bytes_sent;
+	return 0;
+}
+
 static int task_push(struct pusher *p, struct pusher_task *task)
 {
 	struct dm_dedup_volume_info v;
+	struct uuid image;
 	int r;
 
 	r = find_volume(p, task, &v, &task->err);
@@ -362,35 +387,31 @@ static int task_push(struct pusher *p, struct pusher_task *task)
 				 v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED) ?
 								    "has diverged from its image" :
 								    "holds no lease");
-	r = push_once(p, &v, task->make_version, task->label, &task->result, &task->err);
-	note_push(p, &v, r, &task->err);
-	if (!r && !task->result.cut && task->make_version)
-		r = push_cluster_snapshot(&p->servers, v.name, task->label, META_TIMEOUT_MS,
-					  &task->result, &task->err);
-	return r;
+	/* A cut that an earlier push has left comes first; what was written since is above it. */
+	if (v.closed_cut > v.committed_cut)
+		r = push_noted(p, &v, false, NULL, &task->result, &task->err);
+	if (!r)
+		r = push_noted(p, &v, task->make_version, task->label, &task->result, &task->err);
+	if (r || task->result.version || !task->make_version)
+		return r;
+	/* Nothing was dirty, or the meta server had committed this cut before, without a version. */
+	memcpy(image.b, v.image, sizeof(image.b));
+	return push_cluster_snapshot(&p->servers, &image, task->label, META_TIMEOUT_MS,
+				     &task->result, &task->err);
 }
 
 static int push_to_the_end(struct pusher *p, struct pusher_task *task,
 			   const struct dm_dedup_volume_info *v)
 {
-	struct push_result one;
+	uint64_t cut;
 	int r;
 
 	/* A cut that was closed before may leave open overlays above it: twice at most. */
 	do {
-		r = push_once(p, v, false, NULL, &one, &task->err);
-		note_push(p, v, r, &task->err);
-		if (r)
-			return r;
-		if (!one.cut)
-			break;
-		task->result.cut = one.cut;
-		task->result.root = one.root;
-		task->result.blocks += one.blocks;
-		task->result.new_blocks += one.new_blocks;
-		task->result.bytes_sent += one.bytes_sent;
-	} while (true);
-	return 0;
+		cut = task->result.cut;
+		r = push_noted(p, v, false, NULL, &task->result, &task->err);
+	} while (!r && task->result.cut != cut);
+	return r;
 }
 
 static int release_volume(struct pusher *p, const struct dm_dedup_volume_info *v, bool discard,
@@ -435,6 +456,44 @@ static bool was_discarded(struct pusher *p, const char *name)
 	return false;
 }
 
+struct opening {
+	struct agent *agent;
+	const struct uuid *image;
+	bool is;
+};
+
+static void opening_in_loop(void *arg)
+{
+	struct opening *o = arg;
+
+	o->is = agent_opens_image(o->agent, o->image);
+}
+
+/* An agent died, or the meta server was away, between the cache's RELEASE and the lease's: the
+ * volume has gone and the image is still leased to this cache. */
+static int release_lease_left(struct pusher *p, struct pusher_task *task)
+{
+	struct opening o = { .agent = p->params.agent };
+	struct error err = { 0 };
+	struct uuid image, cache, leased;
+	uint64_t epoch;
+	int r;
+
+	r = need_cluster(p, &err);
+	if (!r)
+		r = push_cluster_lease(&p->servers, task->name, META_TIMEOUT_MS, &image, &leased, &epoch,
+				       &err);
+	holder(p, &cache);
+	if (r || uuid_is_null(&leased) || !uuid_equal(&leased, &cache))
+		return -ENOENT;
+	o.image = &image;
+	if (!loop_call(p->params.loop, opening_in_loop, &o) || o.is)
+		return -ENOENT;
+	task->err.code = 0;
+	return push_cluster_release(&p->servers, &image, &cache, epoch, META_TIMEOUT_MS,
+				    &task->err);
+}
+
 static int task_detach(struct pusher *p, struct pusher_task *task)
 {
 	struct dm_dedup_volume_info v;
@@ -447,6 +506,8 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 		task->err.code = 0;
 		return 0;
 	}
+	if (r == -ENOENT && !task->volume)
+		return release_lease_left(p, task);
 	if (r)
 		return r;
 	if (v.flags & DM_DEDUP_VOL_OPEN)

@@ -82,6 +82,18 @@ uint64_t agent_image_fetches(struct agent *a, const struct uuid *image)
 	return v ? v->fetches : 0;
 }
 
+bool agent_opens_image(struct agent *a, const struct uuid *image)
+{
+	struct volume *v = volume_find(a, image);
+	struct ask *ask;
+
+	LIST_FOREACH(ask, &a->asks, link)
+		if (ask->type == DM_DEDUP_UP_OPEN &&
+		    !memcmp(ask->info.image, image->b, sizeof(image->b)))
+			return true;
+	return v && v->flags & DM_DEDUP_VOL_OPEN;
+}
+
 bool agent_writes_image(struct agent *a, const struct uuid *image)
 {
 	struct volume *v;

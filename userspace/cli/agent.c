@@ -3,10 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "cli/agent.h"
 
 /* Whether somebody listens there: ZeroMQ itself would wait for one to come. */
@@ -56,6 +58,15 @@ void agent_close(struct agent_link *a)
 		net_ctx_free(a->net);
 	free(a->endpoint);
 	*a = (struct agent_link){ 0 };
+}
+
+uint64_t agent_nonce(void)
+{
+	uint64_t n;
+
+	if (getrandom(&n, sizeof(n), 0) != sizeof(n))
+		n = clock_mono_ns();
+	return n;
 }
 
 int agent_call(struct agent_link *a, Vmdedup__Request *req, Vmdedup__Reply__BodyCase body,

@@ -19,6 +19,9 @@ void agent_close(struct agent_link *a);
 int agent_call(struct agent_link *a, Vmdedup__Request *req, Vmdedup__Reply__BodyCase body,
 	       int timeout_ms, struct net_reply *reply, struct error *err);
 
+/* For a request that must not be done twice. */
+uint64_t agent_nonce(void);
+
 #define AGENT_TIMEOUT_MS 10000
 
 #endif

@@ -158,7 +158,10 @@ static bool gc_stopped(void *arg)
 static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
 	bool json = false, full = false;
+	uint64_t idle = 0;
 	const struct opt opts[] = {
+		OPT_NUMBER("idle-pushes", "SECONDS", &idle,
+			   "first give up pushes that nobody has continued for so long (900)"),
 		OPT_FLAG("full", &full, "also list every copy on the data servers and delete unknown ones"),
 		OPT_FLAG("json", &json, "print JSON"),
 		OPT_END
@@ -174,7 +177,7 @@ static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **arg
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	r = cluster_gc(cn.cluster, full, gc_stopped, NULL, &stats, &err);
+	r = cluster_gc(cn.cluster, full, idle, gc_stopped, NULL, &stats, &err);
 	connect_close(&cn);
 	if (r)
 		return cli_fail(&err);

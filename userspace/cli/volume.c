@@ -284,6 +284,7 @@ static int push_run(struct cli *cli, const struct verb *verb, int argc, char **a
 	image_of(argv[0], image, device);
 	push.name = image;
 	push.version = version || *label;
+	push.nonce = agent_nonce();
 	push.label = (char *)label;
 	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_PUSH;
 	req.volume_push = &push;
@@ -306,6 +307,7 @@ static int detach(struct agent_link *a, const char *image, bool no_push, bool di
 	body.name = (char *)image;
 	body.no_push = no_push;
 	body.discard = discard;
+	body.nonce = agent_nonce();
 	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_DETACH;
 	req.volume_detach = &body;
 	return push_wait(a, &req, image, "detach", reply, err);

@@ -135,10 +135,11 @@ struct cluster_gc_stats {
 /*
  * Gives back what no image names, here and on the data servers. @full: also lists all that the data
  * servers hold and deletes what the meta server does not know (what a push left that was never
- * committed). Safe beside everything else, and to repeat. -EINTR when @stopped (may be NULL)
+ * committed). @push_idle_s: pushes that nobody has continued for so long are given up first (0: those
+ * of the meta server's own bound, 15 minutes; a push that goes on says so every minute). Safe beside everything else, and to repeat. -EINTR when @stopped (may be NULL)
  * returns true. Waits for each answer.
  */
-int cluster_gc(struct cluster *c, bool full, bool (*stopped)(void *arg), void *arg,
-	       struct cluster_gc_stats *stats, struct error *err);
+int cluster_gc(struct cluster *c, bool full, uint64_t push_idle_s, bool (*stopped)(void *arg),
+	       void *arg, struct cluster_gc_stats *stats, struct error *err);
 
 #endif

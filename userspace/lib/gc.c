@@ -49,7 +49,7 @@ free_reply:
 }
 
 /* The meta server's own work: nodes that are dying, then the epochs of shards with dead blocks. */
-static int cascade(struct collection *g, struct error *err)
+static int cascade(struct collection *g, uint64_t push_idle_s, struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__GcStep step = VMDEDUP__GC_STEP__INIT;
@@ -59,6 +59,7 @@ static int cascade(struct collection *g, struct error *err)
 	int r = 0;
 
 	step.now = true;
+	step.push_idle_s = push_idle_s;
 	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
 	req.gc_step = &step;
 	while (!r && more) {
@@ -174,7 +175,8 @@ static int delete_condemned(struct collection *g, uint32_t shard, uint32_t domai
 /* ---- copies that nothing knows ---- */
 
 static int select_unknown(struct collection *g, uint32_t shard, uint32_t domain,
-			  ProtobufCBinaryData fps, struct net_reply *reply, struct error *err)
+			  ProtobufCBinaryData fps, bool raise, struct net_reply *reply,
+			  struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__GcSelect sel = VMDEDUP__GC_SELECT__INIT;
@@ -183,6 +185,7 @@ static int select_unknown(struct collection *g, uint32_t shard, uint32_t domain,
 	sel.shard = shard;
 	sel.domain = domain;
 	sel.fingerprints = fps;
+	sel.raise = raise;
 	req.body_case = VMDEDUP__REQUEST__BODY_GC_SELECT;
 	req.gc_select = &sel;
 	r = cluster_call(g->c, &req, NULL, 0, GC_CALL_MS, reply, err);
@@ -191,17 +194,47 @@ static int select_unknown(struct collection *g, uint32_t shard, uint32_t domain,
 	return r;
 }
 
+/* Copies that nothing knows and that are stamped with the shard's present epoch may be those of a
+ * push that is under way: they go with the next collection, for which the epoch is raised now. */
+static int raise_for_young(struct collection *g, uint32_t shard, uint32_t domain,
+			   const Vmdedup__ShardListReply *page, uint64_t epoch, struct error *err)
+{
+	ProtobufCBinaryData young = { .data = malloc(page->fingerprints.len) };
+	struct net_reply reply = { 0 };
+	int r = 0;
+
+	if (!young.data)
+		return error_set(err, -ENOMEM, "out of memory");
+	for (size_t i = 0; i < page->n_epochs && (i + 1) * FP_SIZE <= page->fingerprints.len; i++) {
+		if (page->epochs[i] < epoch)
+			continue;
+		memcpy(young.data + young.len, page->fingerprints.data + i * FP_SIZE, FP_SIZE);
+		young.len += FP_SIZE;
+	}
+	if (young.len)
+		r = select_unknown(g, shard, domain, young, true, &reply, err);
+	net_reply_free(&reply);
+	free(young.data);
+	return r;
+}
+
 static int sweep_page(struct collection *g, struct server *s, uint32_t shard, uint32_t domain,
 		      const Vmdedup__ShardListReply *page, struct error *err)
 {
+	const Vmdedup__GcListReply *unknown;
 	struct net_reply reply;
+	uint64_t kept;
 	int r;
 
 	g->stats->listed_copies += page->fingerprints.len / FP_SIZE;
-	r = select_unknown(g, shard, domain, page->fingerprints, &reply, err);
-	if (!r && reply.header->gc_list->fingerprints.len)
-		r = delete_at(g, s, shard, domain, reply.header->gc_list->below_epoch,
-			      reply.header->gc_list->fingerprints, err);
+	r = select_unknown(g, shard, domain, page->fingerprints, false, &reply, err);
+	unknown = r ? NULL : reply.header->gc_list;
+	if (unknown && unknown->fingerprints.len) {
+		kept = g->stats->kept_copies;
+		r = delete_at(g, s, shard, domain, unknown->below_epoch, unknown->fingerprints, err);
+		if (!r && g->stats->kept_copies != kept)
+			r = raise_for_young(g, shard, domain, page, unknown->below_epoch, err);
+	}
 	net_reply_free(&reply);
 	return r;
 }
@@ -255,14 +288,14 @@ static int sweep_shard(struct collection *g, uint32_t shard, uint32_t domain, st
 	return r;
 }
 
-int cluster_gc(struct cluster *c, bool full, bool (*stopped)(void *arg), void *arg,
-	       struct cluster_gc_stats *stats, struct error *err)
+int cluster_gc(struct cluster *c, bool full, uint64_t push_idle_s, bool (*stopped)(void *arg),
+	       void *arg, struct cluster_gc_stats *stats, struct error *err)
 {
 	struct collection g = { .c = c, .stats = stats };
 	int r;
 
 	*stats = (struct cluster_gc_stats){ 0 };
-	r = cascade(&g, err);
+	r = cascade(&g, push_idle_s, err);
 	if (!r)
 		r = list_domains(&g, err);
 	/* The raised epochs came with a new map: data servers hear of it by its version. */

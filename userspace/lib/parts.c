@@ -13,6 +13,7 @@
 #define PART_TIMEOUT_MS	 120000
 #define COMMIT_TIMEOUT_MS 120000
 #define RECEIPTS_ENOUGH	 (256U << 10)
+#define PART_EVERY_MS	 60000 /* also an empty one: the meta server ends pushes that are silent */
 
 struct push_part {
 	struct cluster_push *p;
@@ -282,6 +283,7 @@ static void part_send(struct cluster_push *p)
 	part->m.done = part_answered;
 	part->m.arg = part;
 	p->part = part;
+	p->part_ns = clock_mono_ns();
 	p->refs++;
 	cluster_mutation_submit(p->c, &part->m);
 }
@@ -296,7 +298,8 @@ void cluster_parts_flush(struct cluster_push *p)
 		due = p->held_bytes || nodes_ready(p, 1);
 	else
 		due = p->held_bytes >= RECEIPTS_ENOUGH ||
-		      nodes_ready(p, PART_NODES) == PART_NODES;
+		      nodes_ready(p, PART_NODES) == PART_NODES ||
+		      clock_mono_ns() - p->part_ns >= PART_EVERY_MS * NS_PER_MS;
 	if (due)
 		part_send(p);
 }

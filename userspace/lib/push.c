@@ -825,6 +825,7 @@ static struct cluster_push *push_new(struct cluster *c)
 	}
 	p->c = c;
 	p->refs = 1;
+	p->part_ns = clock_mono_ns();
 	TAILQ_INIT(&p->blocks);
 	TAILQ_INIT(&p->homeless);
 	TAILQ_INIT(&p->nodes);

@@ -102,6 +102,7 @@ struct cluster_push {
 	struct held_queue held;
 	size_t held_bytes;
 	struct push_part *part;
+	uint64_t part_ns; /* when the last one was sent, or the push began */
 	bool flushing; /* the commit is near: parts of any size go */
 	unsigned int redos;
 };

@@ -45,6 +45,7 @@ static int next_dead_shard(struct meta_call *c, unsigned int from, unsigned int 
 	return r ?: 1;
 }
 
+/* The epoch goes up, and what is dead just now is condemned to it. */
 static int condemn(struct meta_call *c, unsigned int shard)
 {
 	struct store *s = call_store(c);
@@ -60,6 +61,11 @@ static int condemn(struct meta_call *c, unsigned int shard)
 			       "shard = ?1) WHERE count = 0 AND condemned = 0 AND fp >= ?2 AND "
 			       "fp <= ?3", V_INT(shard), V_FP(&from), V_FP(&to));
 	return n < 0 ? (int)n : 0;
+}
+
+static int raise_epoch(struct meta_call *c, unsigned int shard)
+{
+	return condemn(c, shard) ?: map_bump(c->m, false, &c->err);
 }
 
 /* Raises the epochs of up to @budget shards with dead blocks. The map's version goes up with
@@ -93,12 +99,15 @@ int gc_step(struct meta_call *c)
 	struct gc_progress p;
 	int64_t dying = 0, dead = 0, condemned = 0;
 	bool more = false;
-	int r;
+	int r = 0;
 
 	if (!reply)
 		return call_nomem(c);
 	vmdedup__gc_step_reply__init(reply);
-	r = gc_cascade(c->m, budget, &p, &c->err);
+	if (req->push_idle_s)
+		r = meta_end_idle_pushes(c->m, req->push_idle_s, &c->err);
+	if (!r)
+		r = gc_cascade(c->m, budget, &p, &c->err);
 	if (!r && !p.more && req->now)
 		r = condemn_some(c, SHARDS_A_STEP, &more);
 	if (r)
@@ -207,6 +216,7 @@ int gc_select(struct meta_call *c)
 	const Vmdedup__GcSelect *req = c->req->gc_select;
 	const ProtobufCBinaryData *fps = &req->fingerprints;
 	Vmdedup__GcListReply *reply;
+	bool unknown = false;
 	int64_t condemned;
 	size_t i;
 	int r;
@@ -221,9 +231,10 @@ int gc_select(struct meta_call *c)
 			return r;
 		if (!r || condemned)
 			add(reply, fps->data + i);
+		unknown |= !r;
 		r = 0;
 	}
-	return r;
+	return !r && unknown && req->raise ? raise_epoch(c, req->shard) : r;
 }
 
 int gc_forget(struct meta_call *c)

@@ -17,7 +17,8 @@
 #define META_SESSION_IDLE_S 604800	/* seconds of service after which a session ends */
 #define META_SESSION_MIN_S  600		/* a session used since then is never thrown out */
 #define META_MAX_PUSHES	    4096	/* open ones */
-#define META_PUSH_IDLE_S    86400	/* seconds of service after which a push is abandoned */
+#define META_PUSH_IDLE_S    900		/* seconds of service after which a push is abandoned: a client
+					 * that goes on says so every minute */
 #define META_MAX_SERVERS    1024
 #define META_MAX_TEXT	    255		/* bytes of labels, hosts, endpoints */
 #define META_MAX_REDO	    8192	/* fingerprints of one list to redo */
@@ -113,6 +114,8 @@ void meta_batch(struct meta *m, struct meta_call *calls, size_t n);
 void meta_end(struct meta *m);
 /* Once in a while: a bounded step of cascades and of expiry. Returns 1 when more waits. */
 int meta_tick(struct meta *m, struct error *err);
+/* The service clock as of now, then push_expire(). In a transaction. */
+int meta_end_idle_pushes(struct meta *m, uint64_t idle_s, struct error *err);
 /* Fills a new store with a cluster of @init, in the open transaction. */
 struct meta_init;
 int meta_fill(struct store *s, const struct meta_env *env, const struct meta_init *init,
@@ -183,7 +186,8 @@ int push_begin(struct meta_call *c);
 int push_part(struct meta_call *c);
 int push_commit(struct meta_call *c);
 int push_abort(struct meta_call *c);
-int push_expire(struct meta *m, struct error *err);
+/* Pushes that nobody has continued for @idle_s seconds of service are over. */
+int push_expire(struct meta *m, uint64_t idle_s, struct error *err);
 int node_get(struct meta_call *c);
 
 /* collect.c, gc.c, check.c */

@@ -472,10 +472,10 @@ int push_abort(struct meta_call *c)
 	return end(c, c->req->push_abort->push);
 }
 
-int push_expire(struct meta *m, struct error *err)
+int push_expire(struct meta *m, uint64_t idle_s, struct error *err)
 {
 	int64_t n = store_exec(m->store, err, "UPDATE pushes SET state = 1 WHERE state = 0 AND "
-			       "used_s < ?1", V_INT((int64_t)m->params.age_s - META_PUSH_IDLE_S));
+			       "used_s < ?1", V_INT((int64_t)m->params.age_s - (int64_t)idle_s));
 
 	return n < 0 ? (int)n : 0;
 }

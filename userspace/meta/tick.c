@@ -35,7 +35,25 @@ static int advance_age(struct meta *m, uint64_t seconds, struct error *err)
 	if (n < 0)
 		return (int)n;
 	m->params.age_s = age;
-	return session_expire(m, err) ?: push_expire(m, err);
+	return 0;
+}
+
+static uint64_t seconds_since(const struct meta *m)
+{
+	return (m->env->mono_ns(m->env->ctx) - m->ticked_ns) / NS_PER_S;
+}
+
+int meta_end_idle_pushes(struct meta *m, uint64_t idle_s, struct error *err)
+{
+	uint64_t seconds = seconds_since(m);
+	int r = advance_age(m, seconds, err);
+
+	/* If this transaction fails the clock has lost these seconds: it errs towards patience. */
+	if (!r) {
+		m->ticked_ns += seconds * NS_PER_S;
+		m->ticked_age_s = m->params.age_s;
+	}
+	return r ?: push_expire(m, idle_s, err);
 }
 
 static int tick(struct meta *m, uint64_t seconds, struct gc_progress *p, struct error *err)
@@ -44,7 +62,8 @@ static int tick(struct meta *m, uint64_t seconds, struct gc_progress *p, struct 
 
 	r = meta_begin(m, err);
 	if (!r && seconds >= AGE_STEP_S)
-		r = advance_age(m, seconds, err);
+		r = advance_age(m, seconds, err) ?: session_expire(m, err) ?:
+		    push_expire(m, META_PUSH_IDLE_S, err);
 	if (!r)
 		r = has_work(m, err);
 	return r > 0 ? gc_cascade(m, TICK_BUDGET, p, err) : r;
@@ -52,8 +71,7 @@ static int tick(struct meta *m, uint64_t seconds, struct gc_progress *p, struct 
 
 int meta_tick(struct meta *m, struct error *err)
 {
-	uint64_t now = m->env->mono_ns(m->env->ctx);
-	uint64_t seconds = (now - m->ticked_ns) / NS_PER_S;
+	uint64_t seconds = seconds_since(m);
 	struct gc_progress p = { 0 };
 	int r;
 

@@ -112,7 +112,8 @@ int version_snapshot(struct meta_call *c)
 	struct image im;
 	int r;
 
-	r = call_check_text(c, req->label, "the label") ?: image_by_name(c, req->name, &im) ?:
+	r = call_check_text(c, req->label, "the label") ?:
+	    image_find(c, req->name, &req->image, &im) ?:
 	    image_add_version(c, &im, req->label);
 	/* The head stays; this writes the numbers. */
 	return r ? r : image_set_head(c, &im, &im.root) ?: reply_newest(c, &im);
