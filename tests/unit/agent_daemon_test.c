@@ -30,7 +30,7 @@
 
 struct host {
 	char dir[64];
-	char store[96], run[96], data[96], file[96];
+	char store[96], run[96], data[96], file[96], meta_store[128];
 	struct config config;
 	struct daemon *daemon;
 	pthread_t thread;
@@ -78,13 +78,13 @@ static void make_store(struct host *h)
 		.name = "test", .algorithm = FP_SHA256, .block_shift = SHIFT, .replicas = 1,
 		.min_copies = 1,
 	};
-	char command[256], path[128];
+	char command[256];
 	struct error err = { 0 };
 
 	snprintf(command, sizeof(command), "mkdir -p %s %s", h->store, h->run);
 	assert_int_equal(system(command), 0);
-	snprintf(path, sizeof(path), "%s/meta.sqlite", h->store);
-	if (meta_store_init(path, &init, &err))
+	snprintf(h->meta_store, sizeof(h->meta_store), "%s/meta.sqlite", h->store);
+	if (meta_store_init(h->meta_store, &init, &err))
 		fail_msg("%s", err.text);
 }
 
@@ -102,6 +102,7 @@ static struct host *new_host(void)
 	make_store(h);
 	h->config = (struct config){
 		.store = h->store,
+		.meta_store = h->meta_store,
 		.run = h->run,
 		.data_dir = h->data,
 		.host = (char *)"here",
