@@ -133,6 +133,11 @@ $(O)/tests/stamp: $(O)/obj/tests/crash/stamp.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^
 
+$(O)/tests/cluster/history: $(O)/obj/tests/cluster/history.o $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+cluster-build: $(O)/tests/cluster/history
+
 BENCHES := $(patsubst tests/bench/%.c,$(O)/tests/bench/%,$(wildcard tests/bench/*.c))
 $(O)/tests/bench/%: $(O)/obj/tests/bench/%.o $(LIBS)
 	@mkdir -p $(@D)

@@ -294,10 +294,10 @@ static int connect_once(struct pg *p, struct error *err)
 	p->links++;
 	if (PQstatus(p->conn) != CONNECTION_OK) {
 		state = flat(PQerrorMessage(p->conn), text);
-		/* libpq does not tell the reasons apart. */
+		/* libpq does not tell the reasons apart. (A database that does not exist may do so
+		 * on a standby that lags.) */
 		r = PQconnectionNeedsPassword(p->conn) || strstr(state, "authentication failed") ||
-		    strstr(state, "does not exist") || strstr(state, "invalid") ? -EACCES :
-										  -EHOSTDOWN;
+		    strstr(state, "invalid") ? -EACCES : -EHOSTDOWN;
 		error_set(err, r, "cannot connect to the meta server's store: %s", state);
 		pg_drop(p);
 		return r;

@@ -1,0 +1,129 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# shellcheck disable=SC2034 # its variables are for the tests
+#
+# A PostgreSQL of three nodes under Patroni with etcd, on loopback, made from tools/patroni-config as
+# Documentation/operations.rst describes it. Sourced after test_common.sh.
+
+top=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd)
+requires patroni etcd psql jq
+
+# Its programs refuse to run as root.
+if [ "$(id -u)" = 0 ]; then
+	as_postgres() {
+		exec setpriv --reuid=postgres --regid=postgres --init-groups --inh-caps=-all \
+			env HOME="$ha" PATH="$PATH" "$@"
+	}
+else
+	as_postgres() {
+		exec env HOME="$ha" "$@"
+	}
+fi
+
+# in_folder: what as_postgres runs, with its words in FILE.
+start_logged() {
+	local file=$1
+	shift
+	start "$@" >>"$file" 2>&1
+}
+
+# ha_start N: etcd and N nodes; returns when there is a primary with a synchronous standby. Sets
+# $ha (a folder), $ha_uri (of the database), ${pg_ports[]} and ${patroni_pids[]}.
+ha_start() {
+	local n=$1 i
+	ha=$(mktemp -d /tmp/vmdedup-ha.XXXX)
+	cleanup_fn ha_stop
+	[ "$(id -u)" != 0 ] || chown postgres "$ha"
+	printf 'superuser=s-%s\nreplication=r-%s\nrewind=w-%s\n' $RANDOM $RANDOM $RANDOM >"$ha/passwords"
+	etcd_port=$(free_port)
+	etcd_peer=$(free_port)
+	start_logged "$ha/etcd.log" as_postgres etcd --data-dir "$ha/etcd" --name e1 \
+		--listen-client-urls "http://127.0.0.1:$etcd_port" \
+		--advertise-client-urls "http://127.0.0.1:$etcd_port" \
+		--listen-peer-urls "http://127.0.0.1:$etcd_peer" \
+		--initial-advertise-peer-urls "http://127.0.0.1:$etcd_peer" \
+		--initial-cluster "e1=http://127.0.0.1:$etcd_peer" --unsafe-no-fsync
+	wait_until 20 etcd_answers
+	for ((i = 1; i <= n; i++)); do
+		pg_ports[i]=$(free_port) rest_ports[i]=$(free_port)
+		mkdir "$ha/n$i"
+		[ "$(id -u)" != 0 ] || chown postgres "$ha/n$i"
+		"$top/tools/patroni-config" --name "n$i" --address 127.0.0.1 \
+			--etcd "127.0.0.1:$etcd_port" --data "$ha/n$i/data" \
+			--passwords "$ha/passwords" --port "${pg_ports[i]}" \
+			--rest-port "${rest_ports[i]}" --sockets "$ha/n$i" >"$ha/n$i.yml"
+		start_patroni "$i"
+	done
+	wait_until 60 ha_is_whole "$n"
+	ha_database
+}
+
+etcd_answers() {
+	(exec 3<>"/dev/tcp/127.0.0.1/$etcd_port") 2>/dev/null
+}
+
+start_patroni() {
+	start_logged "$ha/n$1.log" as_postgres patroni "$ha/n$1.yml"
+	patroni_pids[$1]=$pid
+}
+
+# The members as any node that answers sees them, as JSON.
+ha_members() {
+	local port
+	for port in "${rest_ports[@]}"; do
+		(
+			exec 3<>"/dev/tcp/127.0.0.1/$port" || exit 1
+			printf 'GET /cluster HTTP/1.0\r\n\r\n' >&3
+			timeout 5 sed '1,/^\r$/d' <&3
+		) 2>/dev/null && return
+	done
+	return 1
+}
+
+# A primary, a synchronous standby, and $1 members in all that run.
+ha_is_whole() {
+	ha_members 2>/dev/null | jq -e --argjson n "$1" '[.members[] | select(.state == "running" or
+		.state == "streaming")] | length == $n and ([.[].role] | contains(["leader"]) and
+		contains(["sync_standby"]))' >/dev/null 2>&1
+}
+
+# The number of the node that is the primary.
+ha_primary() {
+	ha_members | jq -r '.members[] | select(.role == "leader") | .name' | tr -d n
+}
+
+ha_sql() {
+	PGPASSWORD=$(sed -n 's/^superuser=//p' "$ha/passwords") psql -qAtX -h 127.0.0.1 \
+		-p "${pg_ports[$1]}" -U postgres -v ON_ERROR_STOP=1 "${@:2}"
+}
+
+ha_database() {
+	local primary hosts
+	primary=$(ha_primary)
+	ha_sql "$primary" -d postgres -c "CREATE ROLE vmdedup LOGIN PASSWORD 'v'" \
+		-c "CREATE DATABASE vmdedup OWNER vmdedup"
+	hosts=$(printf ',127.0.0.1:%s' "${pg_ports[@]}")
+	ha_uri="postgresql://vmdedup:v@${hosts#,}/vmdedup"
+}
+
+# kill_postgres NODE: the postmaster, at once; its children follow.
+kill_postgres() {
+	kill -KILL "$(head -n 1 "$ha/n$1/data/postmaster.pid")"
+}
+
+# kill_host NODE: Patroni as well, as a host that has died.
+kill_host() {
+	kill -KILL "${patroni_pids[$1]}"
+	kill_postgres "$1"
+	wait "${patroni_pids[$1]}" 2>/dev/null || true
+}
+
+ha_stop() {
+	local i
+	for i in "${!patroni_pids[@]}"; do
+		kill -KILL "${patroni_pids[i]}" 2>/dev/null
+		[ ! -e "$ha/n$i/data/postmaster.pid" ] || kill_postgres "$i" 2>/dev/null
+	done
+	rm -rf "$ha"
+}
