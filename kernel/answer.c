@@ -7,6 +7,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include "dedup.h"
+#include "trace.h"
 
 #define PUBLISH_WINDOW	(8U << 20)	/* bytes of a PUBLISH that are copied at a time */
 #define PUBLISH_WAIT	(HZ / 2)	/* for a slot, before the entry gets ENOSPC */
@@ -30,7 +31,7 @@ static void answer_take(struct volume *vol, u64 block, struct answer *answer)
 	bio_list_init(&answer->bios);
 	if (!m)
 		return;
-	miss_end(c, m);
+	miss_end(c, m, MISS_ANSWERED);
 	answer->bios = m->bios;
 	kfree(m);
 	bio_list_for_each(bio, &answer->bios)
@@ -71,7 +72,7 @@ static int answer_check(struct volume *vol, u64 cookie, u64 block, const u8 *roo
 		return -ESTALE;
 	base = volume_base(vol, block);
 	if (!base)
-		return volume_slot_of(vol, block) ? -EEXIST : -ENOMEM;
+		return volume_slot_of(vol, block) ? -EEXIST : -ENOSPC;
 	return volume_base_unmapped(c, *base) ? 0 : -EEXIST;
 }
 
@@ -91,7 +92,7 @@ static struct volume *answer_volume(struct cache *c, u64 id, u64 block, int *r)
 	else if (block >= vol->nr_blocks)
 		*r = -EINVAL;
 	else
-		*r = volume_make_leaf(vol, block, GFP_NOIO);
+		*r = volume_make_leaf(vol, block, GFP_NOIO) == -ENOMEM ? -ENOSPC : 0;
 	if (*r && vol) {
 		volume_put(vol);
 		vol = NULL;
@@ -109,6 +110,7 @@ static int map_apply(struct volume *vol, struct dm_dedup_map *e)
 		return r;
 	if (e->flags & DM_DEDUP_MAP_ZERO) {
 		base_set(vol, e->block, entry_make(ENTRY_ZERO, 0, 0));
+		vol->fetched.zero++;
 		return 0;
 	}
 	if (e->slot >= c->nr_slots)
@@ -118,6 +120,7 @@ static int map_apply(struct volume *vol, struct dm_dedup_map *e)
 		return -ESTALE;
 	s->ref = 1;
 	base_set(vol, e->block, entry_make(ENTRY_BASE, e->slot, s->gen));
+	vol->fetched.mapped++;
 	return 0;
 }
 
@@ -174,7 +177,7 @@ void fetch_fail(struct cache *c, struct dm_dedup_fail *e)
 	spin_lock(&c->lock);
 	m = miss_find_cookie(c, e->cookie);
 	if (m) {
-		miss_end(c, m);
+		miss_end(c, m, MISS_FAILED);
 		bios = m->bios;
 		kfree(m);
 		c->stats.fails++;
@@ -318,6 +321,7 @@ static int publish_apply(struct volume *vol, struct publish_io *io, struct answe
 	e->slot = io->slot;
 	e->seq = c->slots[io->slot].seq;
 	c->stats.publishes++;
+	vol->fetched.from[e->source]++;
 	answer_take(vol, e->block, answer);
 	return 0;
 }
@@ -329,20 +333,42 @@ static void publish_finish(struct publish_io *io)
 	struct answer answer;
 
 	wait_for_completion_io(&io->done);
+	if (io->bio->bi_status)
+		health_suspect(c);
 	bio_list_init(&answer.bios);
 	spin_lock(&c->lock);
 	io->e->result = publish_apply(vol, io, &answer);
 	spin_unlock(&c->lock);
+	trace_dedup_publish(vol, io->e, io->e->result);
 	publish_free_bio(io->bio);
 	answer_run(vol, &answer);
 	volume_put(vol);
+}
+
+/* A cache that takes no block any more: whoever waits for this one waits in vain. */
+static void publish_give_up(struct volume *vol, u64 cookie)
+{
+	struct bio_list bios = BIO_EMPTY_LIST;
+	struct cache *c = vol->cache;
+	struct miss *m;
+
+	spin_lock(&c->lock);
+	m = cookie ? miss_find_cookie(c, cookie) : NULL;
+	if (m && m->vol == vol) {
+		miss_end(c, m, MISS_FAILED);
+		bios = m->bios;
+		kfree(m);
+	}
+	spin_unlock(&c->lock);
+	bios_end(&bios, BLK_STS_IOERR);
+	misses_ended(c);
 }
 
 static void publish_begin(struct cache *c, struct publish_io *io, struct dm_dedup_publish *e)
 {
 	io->e = e;
 	io->vol = NULL;
-	if (e->reserved) {
+	if (e->source >= DEDUP_NR_SOURCES) {
 		e->result = -EINVAL;
 		return;
 	}
@@ -351,6 +377,9 @@ static void publish_begin(struct cache *c, struct publish_io *io, struct dm_dedu
 		return;
 	e->result = publish_start(io);
 	if (e->result) {
+		trace_dedup_publish(io->vol, e, e->result);
+		if (READ_ONCE(c->error))
+			publish_give_up(io->vol, e->cookie);
 		volume_put(io->vol);
 		io->vol = NULL;
 	}

@@ -84,6 +84,20 @@ void channel_cancel(struct channel *ch, struct upcall *up)
 	spin_unlock(&ch->lock);
 }
 
+void channel_count(struct channel *ch, u32 *unsent, u32 *sent)
+{
+	struct upcall *up;
+
+	*unsent = 0;
+	*sent = 0;
+	spin_lock(&ch->lock);
+	list_for_each_entry(up, &ch->unsent, list)
+		(*unsent)++;
+	list_for_each_entry(up, &ch->sent, list)
+		(*sent)++;
+	spin_unlock(&ch->lock);
+}
+
 void channel_event(struct channel *ch, struct upcall *up, const struct dm_dedup_volume_info *info)
 {
 	spin_lock(&ch->lock);
@@ -150,7 +164,7 @@ static int channel_hello(struct channel *ch, void __user *arg)
 	if (hello.abi_major != DM_DEDUP_ABI_MAJOR)
 		return -EPROTO;
 	hello.abi_minor = min_t(u16, hello.abi_minor, DM_DEDUP_ABI_MINOR);
-	hello.features = 0;
+	hello.features &= DM_DEDUP_FEATURE_SOURCE;
 	ch->ops->hello(ch->ctx, &hello);
 
 	spin_lock(&ch->lock);

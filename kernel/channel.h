@@ -74,6 +74,9 @@ void channel_queue(struct channel *ch, struct upcall *up);
 /* Takes a request or an event back, whatever its state. Never sleeps. */
 void channel_cancel(struct channel *ch, struct upcall *up);
 
+/* How many upcalls wait for the agent to read them, and how many for its answer. Never sleeps. */
+void channel_count(struct channel *ch, u32 *unsent, u32 *sent);
+
 /* Queues an event unless it is queued already, and says @info with it. Never sleeps. */
 void channel_event(struct channel *ch, struct upcall *up, const struct dm_dedup_volume_info *info);
 

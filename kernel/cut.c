@@ -23,6 +23,7 @@
  */
 #include <linux/slab.h>
 #include "dedup.h"
+#include "trace.h"
 
 static u64 closed_cut(struct volume *vol)
 {
@@ -57,6 +58,7 @@ static int cut_close(struct volume *vol, struct dm_dedup_cut *cut)
 		vol->rec.cut_counter++;
 		WRITE_ONCE(vol->cut_counter, vol->rec.cut_counter);
 		volume_changed(vol);
+		vol->oldest_open = 0;
 		c->stats.cuts++;
 	}
 	cut->cut = closed_cut(vol);
@@ -79,6 +81,7 @@ static int call_cut(void *ctx, struct dm_dedup_cut *cut)
 		return -ENOENT;
 	mutex_lock(&vol->mutex);
 	r = vol->rec.id == cut->volume ? cut_close(vol, cut) : -ENOENT;
+	trace_dedup_cut(vol, cut->cut, r);
 	mutex_unlock(&vol->mutex);
 	volume_put(vol);
 	return r;
@@ -299,10 +302,11 @@ static void commit_apply(struct volume *vol, u64 cut)
 	struct cache *c = vol->cache;
 	u64 next = 0;
 
-	/* What is left began with the cut after this one, as far as anybody knows. */
 	spin_lock(&c->lock);
 	memcpy(vol->root, vol->rec.root, sizeof(vol->root));
-	vol->oldest_dirty = get_jiffies_64();
+	/* What is left was written after the cut. */
+	vol->oldest_dirty = vol->oldest_open ?: get_jiffies_64();
+	c->stats.commits++;
 	spin_unlock(&c->lock);
 	/* Answers for the old root apply no more; whoever waits for one asks again. */
 	misses_restart(vol);
@@ -369,6 +373,7 @@ static int call_commit(void *ctx, struct dm_dedup_batch *batch, void *entries)
 		return -ENOENT;
 	mutex_lock(&vol->mutex);
 	r = vol->rec.id == batch->volume ? commit(vol, batch, entries) : -ENOENT;
+	trace_dedup_commit(vol, batch->cut, r);
 	mutex_unlock(&vol->mutex);
 	volume_put(vol);
 	return r;
@@ -401,6 +406,7 @@ static int call_fence(void *ctx, const struct dm_dedup_volume_call *call)
 		space_waiters_run(c, true);
 		r = dedup_store_sync(c->store);
 	}
+	trace_dedup_fence(vol, 0, r);
 	mutex_unlock(&vol->mutex);
 	volume_put(vol);
 	return r;

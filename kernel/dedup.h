@@ -10,8 +10,8 @@
  * Locks, outermost first:
  *
  *	registry_mutex		(target-cache.c) the list of caches
- *	cache.mutex		which volumes there are, who uses them, their index and size
- *	volume.mutex		one OPEN, CUT, COMMIT, FENCE or RELEASE of a volume at a time
+ *	volume.mutex		one OPEN, CUT, COMMIT, FENCE or RELEASE of a volume at a time, and its size
+ *	cache.mutex		which volumes there are, who uses them, their index
  *	inflight.mutex		one drain at a time
  *	cache.lock		slot states and their fields, the pool, map entries (writers of),
  *				overlays' lower layers, misses, volume.rec, volume.root
@@ -50,6 +50,7 @@
 #define DEDUP_MAX_MISSES	1024U	/* FETCHes that wait at a time; more bios wait for one */
 #define DEDUP_OVERLAY_POOL	512U	/* overlay descriptors kept ready for map() */
 #define DEDUP_NO_SLOT		U32_MAX
+#define DEDUP_MAX_SIZE		(64ULL << 40)	/* bytes in a volume */
 
 /*
  * Slots
@@ -146,6 +147,7 @@ static inline u32 entry_gen(u64 e)
  * @cut: the volume's cut counter when it was opened; it is open while they are equal
  * @flags: DEDUP_OVERLAY_BASE_ZERO
  * @next: in the pool, or among the dead that wait for a drain
+ * @nr_valid: how many bits the last record of it has, for the status
  * @valid: one bit a sector; bits are only ever set, and only when the data write has completed
  */
 struct overlay {
@@ -155,6 +157,7 @@ struct overlay {
 	struct volume *vol;
 	struct overlay *next;
 	u32 slot;
+	u16 nr_valid;
 	u8 flags;
 	unsigned long valid[];
 };
@@ -174,14 +177,37 @@ struct run {
 	u32 len;		/* sectors */
 };
 
-struct volume_stats {
-	u64 read_hits;
+struct volume_stats {		/* for each CPU; the hit path counts here and nowhere else */
+	u64 read_base;		/* served from a CLEAN slot, */
+	u64 read_overlay;	/* from sectors that were written here, */
+	u64 read_zero;		/* as zeros without I/O */
 	u64 read_misses;
 	u64 write_hits;		/* into an overlay that was open */
 	u64 write_opens;	/* that opened an overlay */
 	u64 deferred;
 	u64 flushes;		/* that went straight down */
 	u64 commits;		/* flushes and FUA writes that waited for a commit */
+};
+
+#define DEDUP_NR_SOURCES	(DM_DEDUP_SOURCE_DATA + 1)
+#define DEDUP_LATENCIES	32	/* the last one takes all that are longer */
+
+/*
+ * struct volume_fetched - blocks that the agent brought, and how long they took; cache.lock
+ * @from: by enum dm_dedup_source
+ * @mapped: that were in a CLEAN slot already
+ * @zero: that are zeros
+ * @failed: FETCHes that the agent gave up, or that waited too long
+ * @latency: of answered misses: [0] below 1 us, [n] from 2^(n-1) to below 2^n us
+ */
+struct volume_fetched {
+	u64 from[DEDUP_NR_SOURCES];
+	u64 mapped;
+	u64 zero;
+	u64 failed;
+	u64 latency[DEDUP_LATENCIES];
+	u64 total_us;
+	u64 max_us;
 };
 
 /* volume.state, bits. The hit path reads them. */
@@ -220,14 +246,18 @@ struct volume {
 	struct mapped_device *md;
 	unsigned int users;
 	bool open;
+	u64 table_size;			/* of the table that is resumed now; mutex */
 
 	u64 nr_blocks;
 	u64 nr_leaves;
 	u64 **top;
 	unsigned int leaf_shift;
+	u64 map_hand;			/* where maps_reclaim() goes on; cache.mutex */
 
 	u64 nr_dirty;
+	u64 nr_valid;			/* sectors in them, as of their last records */
 	u64 oldest_dirty;		/* jiffies64 of the oldest unpushed write's overlay */
+	u64 oldest_open;		/* of the oldest since the last cut; 0: none */
 	u32 nr_pending;
 	bool rec_pending;
 	bool in_commit;
@@ -245,6 +275,7 @@ struct volume {
 	u64 dirty_event_at;
 
 	struct volume_stats __percpu *stats;
+	struct volume_fetched fetched;
 };
 
 /* A block that was asked for, and the bios that wait for it. */
@@ -254,6 +285,7 @@ struct miss {
 	struct volume *vol;
 	u64 block;
 	u64 since;			/* jiffies64 */
+	ktime_t start;
 	struct bio_list bios;
 	struct upcall up;
 };
@@ -265,8 +297,16 @@ struct cache_stats {			/* under cache.lock */
 	u64 stale;
 	u64 evictions;
 	u64 cuts;
-	u64 commits;
+	u64 commits;			/* COMMITs of the agent */
+	u64 appends;			/* rounds of the journal */
 	u64 space_waits;
+};
+
+/* See health.c. */
+enum cache_mode {
+	CACHE_RW,
+	CACHE_RO,
+	CACHE_FAILED,
 };
 
 /*
@@ -320,7 +360,6 @@ struct cache {
 	u32 nr_zero;			/* overlays with BASE_ZERO; at most @max_zero by discards */
 	u32 max_zero;
 	struct bio_list space_bios;
-	u64 space_since;
 	struct cache_stats stats;
 
 	DECLARE_HASHTABLE(miss_blocks, 10);
@@ -335,19 +374,25 @@ struct cache {
 	struct list_head volume_changes;
 	struct list_head commit_volumes;
 	struct bio_list commit_bios;
-	int error;			/* the store's; 0: all is well */
-	bool error_said;
+	int error;			/* the store's, or the disk's; 0: all is well */
+	enum cache_mode mode;		/* written by @health_work */
+	bool suspect;			/* an I/O has failed since @health_work looked */
+	bool closing;			/* nothing new is begun by the workers */
 
 	wait_queue_head_t slot_wait;
 	struct workqueue_struct *wq;
 	struct work_struct space_work;
+	struct work_struct health_work;
 	struct delayed_work tick_work;
 	struct upcall space_event;
 	struct bio_set bios;
 	struct kmem_cache *overlay_cache;
 
-	u64 memory;
+	atomic64_t memory;		/* bytes taken now; at most @max_memory */
+	u64 memory_fixed;		/* of these, what does not depend on use */
 	u64 max_memory;
+	bool maps_full;			/* a leaf could not be had */
+	u64 map_reclaims;
 	unsigned int dirty_timeout;	/* seconds that a write waits for a slot; 0: for ever */
 	u64 dirty_bytes;		/* of one volume, before the agent is asked to push */
 	unsigned int dirty_age;		/* seconds, likewise */
@@ -357,10 +402,14 @@ struct cache {
 #define BIO_INFLIGHT	(1U << 0)	/* holds a reference of epoch @epoch */
 #define BIO_WRITE	(1U << 1)	/* sets valid bits from @slot, @offset on, @sectors */
 #define BIO_FUA		(1U << 2)	/* completes only after a commit */
+#define BIO_WAITED	(1U << 3)	/* for a slot, or for a place among the misses, since @since */
 
 struct bio_data {
 	struct volume *vol;
-	u64 commit_seq;
+	union {
+		u64 commit_seq;
+		u64 since;		/* jiffies64 */
+	};
 	u32 slot;
 	u16 offset;
 	u8 epoch;
@@ -384,6 +433,8 @@ static inline sector_t slot_sector(struct cache *c, u32 slot)
 	return c->data_start + ((sector_t)slot << c->sector_shift);
 }
 
+struct map_growth;
+
 /* slot.c */
 int slots_init(struct cache *c);
 void slots_exit(struct cache *c);
@@ -400,7 +451,9 @@ extern const struct dedup_store_ops cache_store_ops;
 /* overlay.c */
 int overlays_init(struct cache *c);
 void overlays_exit(struct cache *c);
+size_t overlay_bytes(struct cache *c);
 struct overlay *overlay_new(struct cache *c, gfp_t gfp);
+void overlay_free(struct cache *c, struct overlay *ov);
 void overlays_refill(struct cache *c);
 struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *opened);
 int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec);
@@ -433,10 +486,15 @@ int volume_forget(struct volume *vol);
 void volumes_exit(struct cache *c);
 int volume_load(struct cache *c, u64 index, const struct dedup_volume_rec *rec);
 
+static inline u64 volume_blocks(struct cache *c, u64 size)
+{
+	return DIV_ROUND_UP_ULL(size, (u64)c->block_sectors << SECTOR_SHIFT);
+}
+
 /* The entry of a block; 0 without a leaf. The caller holds a reference or the lock. */
 static inline u64 volume_entry(struct volume *vol, u64 block)
 {
-	u64 *leaf = READ_ONCE(vol->top[block >> vol->leaf_shift]);
+	u64 *leaf = READ_ONCE(READ_ONCE(vol->top)[block >> vol->leaf_shift]);
 
 	return leaf ? READ_ONCE(leaf[block & ((1ULL << vol->leaf_shift) - 1)]) : 0;
 }
@@ -450,10 +508,11 @@ blk_status_t volume_write_status(struct volume *vol);
 void misses_restart(struct volume *vol);
 void volume_return_parked(struct volume *vol, blk_status_t status);
 void misses_tick(struct cache *c);
-void space_waiters_fail(struct cache *c, blk_status_t status);
+void space_waiters_expire(struct cache *c);
 struct miss *miss_find(struct volume *vol, u64 block);
 struct miss *miss_find_cookie(struct cache *c, u64 cookie);
-void miss_end(struct cache *c, struct miss *m);
+enum miss_how { MISS_ANSWERED, MISS_FAILED, MISS_RESTARTED };
+void miss_end(struct cache *c, struct miss *m, enum miss_how how);
 void misses_ended(struct cache *c);
 void bio_hold(struct bio *bio, unsigned int epoch);
 void bios_end(struct bio_list *bios, blk_status_t status);
@@ -464,11 +523,41 @@ int fetch_publish(struct cache *c, struct dm_dedup_publish *entries, u32 count);
 void fetch_map(struct cache *c, struct dm_dedup_map *entry);
 void fetch_fail(struct cache *c, struct dm_dedup_fail *entry);
 
+/* resize.c */
+struct map_growth *map_growth_new(struct volume *vol, u64 size);
+void map_growth_free(struct volume *vol, struct map_growth *g);
+int volume_check_size(struct volume *vol, u64 size);
+int volume_reshape(struct volume *vol, u64 size);
+int volume_grow(struct volume *vol, u64 size, struct map_growth *g);
+
+/* memory.c */
+bool memory_take(struct cache *c, u64 bytes);
+void memory_give(struct cache *c, u64 bytes);
+int memory_begin(struct cache *c, const struct dedup_store_info *info);
+u64 memory_left(struct cache *c);
+int map_top_alloc(struct cache *c, u64 nr_leaves, u64 ***top);
+void map_top_free(struct cache *c, u64 nr_leaves, u64 **top);
+void volume_free_map(struct volume *vol);
+bool volume_has_leaf(struct volume *vol, u64 block);
+u64 *leaf_alloc(struct cache *c, unsigned int shift, gfp_t gfp);
+void leaf_free(struct cache *c, unsigned int shift, u64 *leaf);
+bool maps_reclaim(struct cache *c);
+
 /* evict.c */
 void space_work(struct work_struct *work);
 void tick_work(struct work_struct *work);
 void space_kick(struct cache *c);
-void space_set_marks(struct cache *c);
+void space_set_reserve(struct cache *c);
+u32 evict_now(struct cache *c, u32 nr);
+void space_default_marks(struct cache *c, u32 *low, u32 *high);
+
+/* health.c */
+const char *cache_mode_name(struct cache *c);
+void cache_fail_parked(struct cache *c);
+void health_suspect(struct cache *c);
+bool health_is_hopeless(struct cache *c);
+void health_work(struct work_struct *work);
+void health_tick(struct cache *c);
 
 /* commit.c */
 void commit_wait(struct cache *c, struct volume *vol, struct bio *bio);
@@ -481,6 +570,11 @@ extern const struct channel_ops cache_channel_ops;
 /* stats.c */
 void cache_status(struct cache *c, char *result, unsigned int maxlen);
 void volume_status(struct volume *vol, char *result, unsigned int maxlen);
+void fetched_add(struct volume *vol, u64 us);
+int cache_command(struct cache *c, unsigned int argc, char **argv, char *result,
+		  unsigned int maxlen);
+int volume_command(struct volume *vol, unsigned int argc, char **argv, char *result,
+		   unsigned int maxlen);
 
 /* target-cache.c, target-volume.c */
 extern struct target_type cache_target;

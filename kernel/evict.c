@@ -4,6 +4,7 @@
  * and by taking freed slots back; and the tick, once a second, for what depends on time.
  */
 #include "dedup.h"
+#include "trace.h"
 
 #define EVICT_BATCH	256U	/* slots looked at under one hold of the lock */
 #define DIRTY_EVENT_GAP	(5 * HZ)
@@ -17,14 +18,20 @@ void space_kick(struct cache *c)
  * The reserve is what only PUBLISH may take: the larger of 64 and 0.5 %, but of a tiny cache
  * never more than a sixteenth.
  */
-void space_set_marks(struct cache *c)
+void space_set_reserve(struct cache *c)
 {
 	u32 n = c->nr_slots;
 
 	c->reserve = min(max(64U, n / 200), n / 16);
 	c->max_zero = n / 16;
-	c->low = c->reserve + min(max(64U, n / 100), n / 16);
-	c->high = c->low + min(max(64U, n / 100), n / 16);
+}
+
+void space_default_marks(struct cache *c, u32 *low, u32 *high)
+{
+	u32 step = min(max(64U, c->nr_slots / 100), c->nr_slots / 16);
+
+	*low = c->reserve + step;
+	*high = *low + step;
 }
 
 /* Second chance: a slot that was read since the hand passed it last stays for another round. */
@@ -40,6 +47,7 @@ static u32 evict_batch(struct cache *c, u32 want, u32 *looked)
 			if (s->ref) {
 				s->ref = 0;
 			} else {
+				trace_dedup_evict(c->hand, s->seq);
 				slot_free(c, c->hand);
 				c->stats.evictions++;
 				freed++;
@@ -66,9 +74,10 @@ static u32 evict_want(struct cache *c)
 	return want;
 }
 
-static bool evict(struct cache *c)
+/* Gives up @want CLEAN slots, or as many as there are. Returns how many. */
+u32 evict_now(struct cache *c, u32 want)
 {
-	u32 want = evict_want(c), freed = 0, looked = 0;
+	u32 freed = 0, looked = 0;
 
 	/* Two rounds take every CLEAN slot that is not read while the hand moves. */
 	while (freed < want && looked / 2 < c->nr_slots) {
@@ -99,21 +108,21 @@ void space_work(struct work_struct *work)
 	struct cache *c = container_of(work, struct cache, space_work);
 
 	slots_reclaim(c);
+	if (READ_ONCE(c->closing))
+		return;
 	overlays_refill(c);
-	evict(c);
+	evict_now(c, evict_want(c));
 	if (READ_ONCE(c->nr_pool))
 		wake_up_all(&c->slot_wait);
-	space_waiters_run(c, false);
-	space_say(c);
-	if (READ_ONCE(c->error) && !c->error_said) {
-		c->error_said = true;
-		DMERR("the cache's metadata cannot be written any more (error %d): no more writes",
-		      c->error);
-		mutex_lock(&c->mutex);
-		if (c->table)
-			dm_table_event(c->table);
-		mutex_unlock(&c->mutex);
+	if (maps_reclaim(c)) {
+		misses_ended(c);
+		space_waiters_run(c, true);
+	} else {
+		space_waiters_run(c, false);
 	}
+	space_say(c);
+	if (READ_ONCE(c->error) && READ_ONCE(c->mode) == CACHE_RW)
+		queue_work(c->wq, &c->health_work);
 }
 
 /* Asks the agent for a push of what is older or larger than the bounds. */
@@ -139,18 +148,6 @@ static void dirty_say(struct cache *c, struct volume *vol, u64 now)
 	kfree(info);
 }
 
-static void space_check_timeout(struct cache *c, u64 now)
-{
-	bool late;
-
-	spin_lock(&c->lock);
-	late = c->dirty_timeout && !bio_list_empty(&c->space_bios) &&
-	       now - c->space_since > (u64)c->dirty_timeout * HZ;
-	spin_unlock(&c->lock);
-	if (late)
-		space_waiters_fail(c, BLK_STS_NOSPC);
-}
-
 void tick_work(struct work_struct *work)
 {
 	struct cache *c = container_of(to_delayed_work(work), struct cache, tick_work);
@@ -158,7 +155,8 @@ void tick_work(struct work_struct *work)
 	struct volume *vol;
 
 	misses_tick(c);
-	space_check_timeout(c, now);
+	space_waiters_expire(c);
+	health_tick(c);
 	space_kick(c);
 	mutex_lock(&c->mutex);
 	list_for_each_entry(vol, &c->volumes, list)

@@ -22,6 +22,7 @@
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include "dedup.h"
+#include "trace.h"
 
 /* ---- deferring ---- */
 
@@ -114,18 +115,27 @@ static void miss_start(struct miss *m, struct volume *vol, u64 block)
 	m->vol = vol;
 	m->block = block;
 	m->since = get_jiffies_64();
+	m->start = ktime_get();
 	bio_list_init(&m->bios);
 	miss_fill_upcall(m, cache_new_id(c));
 	hash_add(c->miss_blocks, &m->by_block, block_key(vol, block));
 	hash_add(c->miss_cookies, &m->by_cookie, m->up.msg.cookie);
 	c->nr_misses++;
+	trace_dedup_miss_start(vol, block, m->up.msg.cookie);
 	channel_queue(c->channel, &m->up);
 }
 
 /* Takes the miss out of everything; the caller has its bios and frees it. */
-void miss_end(struct cache *c, struct miss *m)
+void miss_end(struct cache *c, struct miss *m, enum miss_how how)
 {
+	u64 us = ktime_us_delta(ktime_get(), m->start);
+
 	lockdep_assert_held(&c->lock);
+	trace_dedup_miss_end(m->vol, m->block, m->up.msg.cookie, us, how == MISS_ANSWERED);
+	if (how == MISS_ANSWERED)
+		fetched_add(m->vol, us);
+	else if (how == MISS_FAILED)
+		m->vol->fetched.failed++;
 	hash_del(&m->by_block);
 	hash_del(&m->by_cookie);
 	c->nr_misses--;
@@ -144,7 +154,23 @@ void misses_ended(struct cache *c)
 	bios_defer(&bios);
 }
 
-enum park { PARKED, PARK_AGAIN, PARK_REQUEUE };
+enum park { PARKED, PARK_AGAIN, PARK_REQUEUE, PARK_FAIL };
+
+/* From the first time on that it waits, however often it is tried again. */
+static void bio_waits(struct bio *bio)
+{
+	struct bio_data *bd = bio_data_of(bio);
+
+	if (bd->flags & BIO_WAITED)
+		return;
+	bd->flags |= BIO_WAITED;
+	bd->since = get_jiffies_64();
+}
+
+static bool bio_is_late(struct bio *bio, u64 now, unsigned int timeout)
+{
+	return timeout && time_after64(now, bio_data_of(bio)->since + (u64)timeout * HZ);
+}
 
 /* Waits in the block's miss. Not if the block has come meanwhile: look again. */
 static enum park miss_park_locked(struct volume *vol, u64 block, struct bio *bio,
@@ -159,8 +185,12 @@ static enum park miss_park_locked(struct volume *vol, u64 block, struct bio *bio
 	/* Whoever sets the bit goes through the tables under the lock afterwards. */
 	if (test_bit(VOLUME_REQUEUE, &vol->state))
 		return PARK_REQUEUE;
+	if (health_is_hopeless(c))
+		return PARK_FAIL;
 	m = miss_find(vol, block);
 	if (!m && (!*spare || !base || c->nr_misses >= DEDUP_MAX_MISSES)) {
+		bio_waits(bio);
+		trace_dedup_park(vol, bio, "a place");
 		bio_list_add(&c->full_bios, bio);
 		return PARKED;
 	}
@@ -169,6 +199,7 @@ static enum park miss_park_locked(struct volume *vol, u64 block, struct bio *bio
 		*spare = NULL;
 		miss_start(m, vol, block);
 	}
+	trace_dedup_park(vol, bio, "the block");
 	bio_list_add(&m->bios, bio);
 	return PARKED;
 }
@@ -196,8 +227,8 @@ static enum park space_park(struct volume *vol, struct bio *bio)
 	if (test_bit(VOLUME_REQUEUE, &vol->state)) {
 		ret = PARK_REQUEUE;
 	} else {
-		if (bio_list_empty(&c->space_bios))
-			c->space_since = get_jiffies_64();
+		bio_waits(bio);
+		trace_dedup_park(vol, bio, "a slot");
 		bio_list_add(&c->space_bios, bio);
 		c->stats.space_waits++;
 	}
@@ -267,6 +298,8 @@ static void park_ended(struct bio *bio, enum park how)
 {
 	if (how == PARK_REQUEUE)
 		bio_end(bio, BLK_STS_DM_REQUEUE);
+	else if (how == PARK_FAIL)
+		bio_end(bio, BLK_STS_IOERR);
 }
 
 static void volume_read(struct volume *vol, struct bio *bio, u64 block)
@@ -396,7 +429,7 @@ static enum zero zero_by_record(struct volume *vol, u64 block, struct bio_list *
 	slot_changed(c, ov->slot, vol);
 	m = miss_find(vol, block);
 	if (m) {
-		miss_end(c, m);
+		miss_end(c, m, MISS_RESTARTED);
 		*again = m->bios;
 		kfree(m);
 	}
@@ -490,15 +523,19 @@ void space_waiters_run(struct cache *c, bool force)
 	bios_defer(&bios);
 }
 
-void space_waiters_fail(struct cache *c, blk_status_t status)
+/* Once a second: writes that have waited longer than the table allows. */
+void space_waiters_expire(struct cache *c)
 {
-	struct bio_list bios;
+	struct bio_list late = BIO_EMPTY_LIST, rest = BIO_EMPTY_LIST;
+	u64 now = get_jiffies_64();
+	struct bio *bio;
 
 	spin_lock(&c->lock);
-	bios = c->space_bios;
-	bio_list_init(&c->space_bios);
+	while ((bio = bio_list_pop(&c->space_bios)))
+		bio_list_add(bio_is_late(bio, now, c->dirty_timeout) ? &late : &rest, bio);
+	c->space_bios = rest;
 	spin_unlock(&c->lock);
-	bios_end(&bios, status);
+	bios_end(&late, BLK_STS_NOSPC);
 }
 
 /* ---- taking parked bios back ---- */
@@ -507,7 +544,7 @@ typedef bool (*miss_match_fn)(const struct miss *m, const void *what);
 
 /* Ends the misses that match and gathers their bios. */
 static void misses_take(struct cache *c, miss_match_fn match, const void *what,
-			struct bio_list *bios)
+			enum miss_how how, struct bio_list *bios)
 {
 	struct hlist_node *next;
 	struct miss *m;
@@ -517,7 +554,7 @@ static void misses_take(struct cache *c, miss_match_fn match, const void *what,
 	hash_for_each_safe(c->miss_blocks, i, next, m, by_block) {
 		if (!match(m, what))
 			continue;
-		miss_end(c, m);
+		miss_end(c, m, how);
 		bio_list_merge(bios, &m->bios);
 		kfree(m);
 	}
@@ -542,7 +579,7 @@ void misses_restart(struct volume *vol)
 	struct cache *c = vol->cache;
 
 	spin_lock(&c->lock);
-	misses_take(c, miss_is_of, vol, &bios);
+	misses_take(c, miss_is_of, vol, MISS_RESTARTED, &bios);
 	spin_unlock(&c->lock);
 	bios_defer(&bios);
 	misses_ended(c);
@@ -565,7 +602,8 @@ void volume_return_parked(struct volume *vol, blk_status_t status)
 	struct cache *c = vol->cache;
 
 	spin_lock(&c->lock);
-	misses_take(c, miss_is_of, vol, &bios);
+	misses_take(c, miss_is_of, vol,
+		    status == BLK_STS_DM_REQUEUE ? MISS_RESTARTED : MISS_FAILED, &bios);
 	bios_take_of(&c->full_bios, vol, &bios);
 	bios_take_of(&c->space_bios, vol, &bios);
 	spin_unlock(&c->lock);
@@ -576,11 +614,16 @@ void volume_return_parked(struct volume *vol, blk_status_t status)
 /* Once a second: deadlines, and another try for those that found no memory. */
 void misses_tick(struct cache *c)
 {
-	struct bio_list late = BIO_EMPTY_LIST;
+	struct bio_list late = BIO_EMPTY_LIST, rest = BIO_EMPTY_LIST;
 	u64 now = get_jiffies_64();
+	struct bio *bio;
 
 	spin_lock(&c->lock);
-	misses_take(c, miss_is_late, &now, &late);
+	misses_take(c, miss_is_late, &now, MISS_FAILED, &late);
+	while ((bio = bio_list_pop(&c->full_bios)))
+		bio_list_add(bio_is_late(bio, now, READ_ONCE(bio_volume(bio)->fetch_timeout)) ?
+			     &late : &rest, bio);
+	c->full_bios = rest;
 	spin_unlock(&c->lock);
 	bios_end(&late, BLK_STS_TIMEOUT);
 	misses_ended(c);

@@ -137,7 +137,8 @@ static int take_change(void *ctx, u8 kind, u64 index, const void *rec, u32 bytes
 	return dedup_delta_put(&l->recovered, kind, index, rec, bytes);
 }
 
-static int open_journal(struct dedup_ledger *l, struct dedup_why *why)
+/* Reads the journal; what it changes goes to @recovered, if that are no more than @slots slots. */
+static int replay_journal(struct dedup_ledger *l, u64 *slots, struct dedup_why *why)
 {
 	struct dedup_replay replay = { take_root, take_change, l };
 	u64 nr;
@@ -147,10 +148,31 @@ static int open_journal(struct dedup_ledger *l, struct dedup_why *why)
 	if (r)
 		return r;
 	nr = dedup_journal_nr_changes(&l->journal);
-	r = dedup_delta_init(&l->recovered, &l->sb, min_t(u64, nr, l->sb.nr_slots),
-			     min_t(u64, nr, l->sb.nr_volumes));
-	if (!r)
-		r = dedup_journal_replay(&l->journal, &replay, why);
+	*slots = min_t(u64, *slots, min_t(u64, nr, l->sb.nr_slots));
+	r = dedup_delta_init(&l->recovered, &l->sb, *slots, min_t(u64, nr, l->sb.nr_volumes));
+	return r ? r : dedup_journal_replay(&l->journal, &replay, why);
+}
+
+/*
+ * The journal may hold far more changes than there are slots that they change: two deltas are all
+ * that a checkpoint leaves behind, unless another version of this code wrote it.
+ */
+static int open_journal(struct dedup_ledger *l, struct dedup_why *why)
+{
+	u64 room = 2 * DEDUP_DELTA_SLOTS;
+	u64 slots;
+	int r;
+
+	for (;;) {
+		slots = room;
+		r = replay_journal(l, &slots, why);
+		if (r != -ENOSPC || slots < room)
+			break;
+		dedup_delta_exit(&l->recovered);
+		room *= 2;
+		if (why)
+			why->text[0] = 0;
+	}
 	if (!r)
 		dedup_delta_sort(&l->recovered);
 	return r;

@@ -14,7 +14,7 @@
 #include <linux/slab.h>
 #include "dedup.h"
 
-static size_t overlay_bytes(struct cache *c)
+size_t overlay_bytes(struct cache *c)
 {
 	return struct_size_t(struct overlay, valid, BITS_TO_LONGS(c->block_sectors));
 }
@@ -31,12 +31,31 @@ int overlays_init(struct cache *c)
 	return c->overlay_cache ? 0 : -ENOMEM;
 }
 
+/* NULL when there is no memory, or no more is allowed. */
+struct overlay *overlay_new(struct cache *c, gfp_t gfp)
+{
+	struct overlay *ov;
+
+	if (!memory_take(c, overlay_bytes(c)))
+		return NULL;
+	ov = kmem_cache_alloc(c->overlay_cache, gfp);
+	if (!ov)
+		memory_give(c, overlay_bytes(c));
+	return ov;
+}
+
+void overlay_free(struct cache *c, struct overlay *ov)
+{
+	kmem_cache_free(c->overlay_cache, ov);
+	memory_give(c, overlay_bytes(c));
+}
+
 static void overlay_list_free(struct cache *c, struct overlay *ov)
 {
 	while (ov) {
 		struct overlay *next = ov->next;
 
-		kmem_cache_free(c->overlay_cache, ov);
+		overlay_free(c, ov);
 		ov = next;
 	}
 }
@@ -48,11 +67,6 @@ void overlays_exit(struct cache *c)
 	overlay_list_free(c, c->dead);
 	overlay_list_free(c, c->overlay_pool);
 	kmem_cache_destroy(c->overlay_cache);
-}
-
-struct overlay *overlay_new(struct cache *c, gfp_t gfp)
-{
-	return kmem_cache_alloc(c->overlay_cache, gfp);
 }
 
 /* Keeps descriptors ready for map(), which may not allocate. May sleep. */
@@ -79,6 +93,7 @@ static void overlay_init(struct overlay *ov, struct volume *vol, u64 block, u32 
 	ov->cut = cut;
 	ov->below = 0;
 	ov->flags = 0;
+	ov->nr_valid = 0;
 	ov->next = NULL;
 	bitmap_zero(ov->valid, vol->cache->block_sectors);
 }
@@ -86,11 +101,16 @@ static void overlay_init(struct overlay *ov, struct volume *vol, u64 block, u32 
 /* Makes the slot an overlay. It is published by the entry that the caller then writes. */
 static void overlay_take_slot(struct cache *c, struct overlay *ov)
 {
+	struct volume *vol = ov->vol;
+
 	c->slots[ov->slot].ov = ov;
 	if (ov->flags & DEDUP_OVERLAY_BASE_ZERO)
 		c->nr_zero++;
-	if (!ov->vol->nr_dirty++)
-		ov->vol->oldest_dirty = get_jiffies_64();
+	if (!vol->nr_dirty || !vol->oldest_open)
+		vol->oldest_open = get_jiffies_64();
+	if (!vol->nr_dirty++)
+		vol->oldest_dirty = vol->oldest_open;
+	vol->nr_valid += ov->nr_valid;
 }
 
 /* The slot beside the one that the block before lies in: so that a stream stays in one run. */
@@ -149,6 +169,7 @@ void overlay_kill(struct cache *c, struct overlay *ov)
 {
 	lockdep_assert_held(&c->lock);
 	ov->vol->nr_dirty--;
+	ov->vol->nr_valid -= ov->nr_valid;
 	if (ov->flags & DEDUP_OVERLAY_BASE_ZERO)
 		c->nr_zero--;
 	ov->next = c->dead;
@@ -202,6 +223,7 @@ int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec)
 		memcpy(&word, rec->bitmap + i * sizeof(word), sizeof(word));
 		ov->valid[i] = le64_to_cpu(word);
 	}
+	ov->nr_valid = bitmap_weight(ov->valid, c->block_sectors);
 	spin_lock(&c->lock);
 	r = overlay_insert(c, vol, ov);
 	if (!r) {
@@ -210,7 +232,7 @@ int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec)
 	}
 	spin_unlock(&c->lock);
 	if (r)
-		kmem_cache_free(c->overlay_cache, ov);
+		overlay_free(c, ov);
 	return r;
 }
 

@@ -221,7 +221,7 @@ void slots_reclaim(struct cache *c)
 		struct overlay *ov = dead;
 
 		dead = ov->next;
-		kmem_cache_free(c->overlay_cache, ov);
+		overlay_free(c, ov);
 	}
 	spin_lock(&c->lock);
 	while ((n = list_pop(c, &freed)) != DEDUP_NO_SLOT)
@@ -291,6 +291,10 @@ static void bitmap_to_record(u8 *to, const unsigned long *from, unsigned int bit
 
 static void overlay_record(struct cache *c, struct overlay *ov, struct dedup_slot_rec *rec)
 {
+	u32 valid = bitmap_weight(ov->valid, c->block_sectors);
+
+	ov->vol->nr_valid += valid - ov->nr_valid;
+	ov->nr_valid = valid;
 	rec->state = DEDUP_SLOT_DIRTY;
 	rec->volume = ov->vol->rec.id;
 	rec->block = ov->block;
@@ -374,6 +378,9 @@ static void cache_committed(void *ctx, u64 seq, int error)
 	struct bio *bio;
 	bool freed;
 
+	spin_lock(&c->lock);
+	c->stats.appends++;
+	spin_unlock(&c->lock);
 	spin_lock_irq(&c->change_lock);
 	if (error) {
 		WRITE_ONCE(c->error, error);

@@ -53,6 +53,7 @@ static struct cache *fake_cache(struct kunit *test, unsigned int block_shift)
 	c->wq = system_wq;
 	c->reserve = 16;
 	c->max_zero = SLOTS;
+	c->max_memory = S64_MAX;
 	c->indexes = bitmap_zalloc(DM_DEDUP_MAX_VOLUMES, GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, c->indexes);
 	KUNIT_ASSERT_EQ(test, inflight_init(&c->inflight), 0);

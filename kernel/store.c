@@ -19,6 +19,7 @@
 #include "bdev.h"
 #include "ledger.h"
 #include "store.h"
+#include "trace.h"
 
 #define DM_MSG_PREFIX "dedup-cache"
 
@@ -118,6 +119,7 @@ static bool store_next(void *ctx, struct dedup_change *change)
 static int commit_pending(struct dedup_store *s, bool flush)
 {
 	bool written = false;
+	ktime_t start;
 	bool more;
 	u32 nr;
 	int r;
@@ -126,7 +128,10 @@ static int commit_pending(struct dedup_store *s, bool flush)
 		r = make_room(s);
 		if (r)
 			return r;
+		start = ktime_get();
 		r = dedup_ledger_commit(&s->ledger, store_next, s, &nr, &more);
+		if (r || nr)
+			trace_dedup_append(s->durable, nr, ktime_us_delta(ktime_get(), start), r);
 		if (r)
 			return r;
 		written |= nr > 0;
@@ -208,6 +213,18 @@ u64 dedup_store_durable(struct dedup_store *s)
 int dedup_store_error(struct dedup_store *s)
 {
 	return READ_ONCE(s->error);
+}
+
+int dedup_store_probe(struct dedup_store *s)
+{
+	void *page = (void *)__get_free_page(GFP_NOIO);
+	int r;
+
+	if (!page)
+		return 0;
+	r = dedup_disk_read(&s->disk, DEDUP_SUPER_OFFSET, page, DEDUP_PAGE_BYTES);
+	free_page((unsigned long)page);
+	return r;
 }
 
 const struct dedup_store_info *dedup_store_info(struct dedup_store *s)

@@ -103,6 +103,9 @@ void dedup_store_kick(struct dedup_store *store);
 /* Highest durable commit. Any context. Pairs with the release before ->committed(). */
 u64 dedup_store_durable(struct dedup_store *store);
 
+/* Can the disk still be read? 0 or a negative errno. Writes nothing. May sleep. */
+int dedup_store_probe(struct dedup_store *store);
+
 /* 0, or the negative errno that made the store read-only. */
 int dedup_store_error(struct dedup_store *store);
 

@@ -16,18 +16,20 @@
 static DEFINE_MUTEX(registry_mutex);
 static LIST_HEAD(caches);
 
-struct cache_table {
-	struct cache *cache;
-	struct dm_dev *dev;
-};
-
 struct cache_opts {
 	u64 max_memory;
 	unsigned int dirty_timeout;
 	unsigned int dirty_age;
 	u64 dirty_bytes;
-	unsigned int low;
+	unsigned int low;		/* per cent; 0: the default */
 	unsigned int high;
+};
+
+/* The cache does as the options of the table say that was resumed last. */
+struct cache_table {
+	struct cache *cache;
+	struct dm_dev *dev;
+	struct cache_opts opts;
 };
 
 /* ---- life ---- */
@@ -44,12 +46,10 @@ int cache_prepare(struct cache *c, const struct dedup_store_info *info)
 	c->sector_shift = info->block_shift - SECTOR_SHIFT;
 	c->block_sectors = 1U << c->sector_shift;
 	c->data_start = info->data_start >> SECTOR_SHIFT;
-	c->memory = slots_memory(c->nr_slots);
-	if (c->memory > c->max_memory) {
-		DMERR("the table of %u slots takes %llu MiB of memory, max_memory is %llu MiB",
-		      c->nr_slots, DIV_ROUND_UP_ULL(c->memory, SZ_1M), c->max_memory >> 20);
-		return -ENOMEM;
-	}
+	space_set_reserve(c);
+	r = memory_begin(c, info);
+	if (r)
+		return r;
 	r = slots_init(c);
 	return r ?: overlays_init(c);
 }
@@ -65,6 +65,55 @@ static void cache_free(struct cache *c)
 	inflight_exit(&c->inflight);
 	bitmap_free(c->indexes);
 	kfree(c);
+}
+
+/* Where eviction begins and ends with these options. The reserve does not depend on them. */
+static int cache_marks(struct cache *c, const struct cache_opts *opts, u32 *low, u32 *high,
+		       char **error)
+{
+	space_default_marks(c, low, high);
+	if (opts->low)
+		*low = c->reserve + div_u64((u64)c->nr_slots * opts->low, 100);
+	if (opts->high)
+		*high = c->reserve + div_u64((u64)c->nr_slots * opts->high, 100);
+	if (*low < *high && *high < c->nr_slots)
+		return 0;
+	*error = "low_watermark must be below high_watermark";
+	return -EINVAL;
+}
+
+/* May the options take effect on a cache that is open already? */
+static int cache_check_opts(struct cache *c, const struct cache_opts *opts, char **error)
+{
+	u64 now = atomic64_read(&c->memory);
+	u32 low, high;
+
+	if (opts->max_memory < now) {
+		DMERR("the cache takes %llu MiB of memory now, max_memory is %llu MiB",
+		      DIV_ROUND_UP_ULL(now, SZ_1M), opts->max_memory >> 20);
+		*error = "max_memory is less than the cache takes now";
+		return -E2BIG;
+	}
+	return cache_marks(c, opts, &low, &high, error);
+}
+
+static void cache_apply_opts(struct cache *c, const struct cache_opts *opts)
+{
+	u32 low, high;
+	char *error;
+
+	/* Checked when the table was loaded. */
+	if (cache_marks(c, opts, &low, &high, &error))
+		return;
+	spin_lock(&c->lock);
+	c->low = low;
+	c->high = high;
+	c->max_memory = opts->max_memory;
+	c->dirty_timeout = opts->dirty_timeout;
+	c->dirty_age = opts->dirty_age;
+	c->dirty_bytes = opts->dirty_bytes;
+	spin_unlock(&c->lock);
+	space_kick(c);
 }
 
 static struct cache *cache_alloc(const struct cache_opts *opts)
@@ -84,12 +133,13 @@ static struct cache *cache_alloc(const struct cache_opts *opts)
 	hash_init(c->miss_cookies);
 	init_waitqueue_head(&c->slot_wait);
 	INIT_WORK(&c->space_work, space_work);
+	INIT_WORK(&c->health_work, health_work);
 	INIT_DELAYED_WORK(&c->tick_work, tick_work);
 	upcall_init(&c->space_event, DM_DEDUP_UP_SPACE);
+	/* The rest of the options counts from the resume on. */
 	c->max_memory = opts->max_memory;
-	c->dirty_timeout = opts->dirty_timeout;
-	c->dirty_age = opts->dirty_age;
-	c->dirty_bytes = opts->dirty_bytes;
+	c->dirty_bytes = U64_MAX;
+	c->dirty_age = UINT_MAX;
 	c->indexes = bitmap_zalloc(DM_DEDUP_MAX_VOLUMES, GFP_KERNEL);
 	c->wq = alloc_workqueue("dm-dedup", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
 	if (!c->indexes || !c->wq || inflight_init(&c->inflight) ||
@@ -102,7 +152,11 @@ static struct cache *cache_alloc(const struct cache_opts *opts)
 
 static void cache_destroy(struct cache *c)
 {
+	/* A last round of the worker may go on, but asks the store for nothing any more. */
+	WRITE_ONCE(c->closing, true);
 	cancel_delayed_work_sync(&c->tick_work);
+	cancel_work_sync(&c->space_work);
+	cancel_work_sync(&c->health_work);
 	/* The agent's calls end here; then the last commit, which may still kick the worker. */
 	channel_destroy(c->channel);
 	c->channel = NULL;
@@ -157,15 +211,9 @@ static int cache_start(struct cache *c, struct dm_target *ti, const struct cache
 
 	if (r)
 		return r;
-	space_set_marks(c);
-	if (opts->low)
-		c->low = c->reserve + div_u64((u64)c->nr_slots * opts->low, 100);
-	if (opts->high)
-		c->high = c->reserve + div_u64((u64)c->nr_slots * opts->high, 100);
-	if (c->low >= c->high || c->high >= c->nr_slots) {
-		ti->error = "low_watermark must be below high_watermark";
-		return -EINVAL;
-	}
+	r = cache_marks(c, opts, &c->low, &c->high, &ti->error);
+	if (r)
+		return r;
 	c->channel = channel_create(c->info->cache_uuid, (u64)c->info->incarnation_nr << 40,
 				    &cache_channel_ops, c);
 	if (IS_ERR(c->channel)) {
@@ -188,10 +236,11 @@ static struct cache *cache_open(struct dm_target *ti, struct block_device *bdev,
 		return ERR_PTR(-ENOMEM);
 	}
 	c->bdev = bdev;
-	ti->error = "Cannot open the cache: see the kernel's log";
 	store = dedup_store_open(bdev, bdev_nr_sectors(bdev), &cache_store_ops, c, &ti->error);
 	if (IS_ERR(store)) {
 		r = PTR_ERR(store);
+		if (r == -E2BIG)
+			ti->error = "Cache needs more memory than max_memory allows: see the kernel's log";
 		goto free_cache;
 	}
 	c->store = store;
@@ -201,6 +250,8 @@ static struct cache *cache_open(struct dm_target *ti, struct block_device *bdev,
 	ti->error = NULL;
 	return c;
 close_store:
+	WRITE_ONCE(c->closing, true);
+	cancel_work_sync(&c->space_work);
 	dedup_store_close(store);
 	cancel_work_sync(&c->space_work);
 free_cache:
@@ -214,6 +265,7 @@ static struct cache *cache_use(struct dm_target *ti, struct block_device *bdev,
 {
 	struct mapped_device *md = dm_table_get_md(ti->table);
 	struct cache *c;
+	int r;
 
 	mutex_lock(&registry_mutex);
 	list_for_each_entry(c, &caches, list) {
@@ -222,11 +274,14 @@ static struct cache *cache_use(struct dm_target *ti, struct block_device *bdev,
 		if (c->md != md) {
 			ti->error = "The disk is in use by another cache";
 			c = ERR_PTR(-EBUSY);
-		} else if (cache_check_window(c, ti)) {
-			c = ERR_PTR(-EINVAL);
 		} else {
-			c->ref++;
-			c->users++;
+			r = cache_check_window(c, ti) ?: cache_check_opts(c, opts, &ti->error);
+			if (r) {
+				c = ERR_PTR(r);
+			} else {
+				c->ref++;
+				c->users++;
+			}
 		}
 		goto unlock;
 	}
@@ -321,7 +376,7 @@ static int cache_parse_opts(struct dm_target *ti, struct dm_arg_set *as, struct 
 static int cache_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 {
 	struct dm_arg_set as = { .argc = argc, .argv = argv };
-	struct cache_opts opts = {
+	const struct cache_opts defaults = {
 		.max_memory = (u64)totalram_pages() << PAGE_SHIFT >> 2,
 		.dirty_bytes = 1ULL << 30,
 		.dirty_age = 60,
@@ -335,9 +390,6 @@ static int cache_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		return -EINVAL;
 	}
 	path = dm_shift_arg(&as);
-	r = cache_parse_opts(ti, &as, &opts);
-	if (r)
-		return r;
 	if (ti->begin) {
 		ti->error = "The target must be the only one of its device";
 		return -EINVAL;
@@ -347,12 +399,16 @@ static int cache_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		ti->error = "Cannot allocate the table";
 		return -ENOMEM;
 	}
+	t->opts = defaults;
+	r = cache_parse_opts(ti, &as, &t->opts);
+	if (r)
+		goto free_table;
 	r = dm_get_device(ti, path, DEDUP_MODE_READ | DEDUP_MODE_WRITE, &t->dev);
 	if (r) {
 		ti->error = "Cannot open the cache's disk";
 		goto free_table;
 	}
-	t->cache = cache_use(ti, t->dev->bdev, &opts);
+	t->cache = cache_use(ti, t->dev->bdev, &t->opts);
 	if (IS_ERR(t->cache)) {
 		r = PTR_ERR(t->cache);
 		goto put_device;
@@ -403,8 +459,10 @@ static int cache_map(struct dm_target *ti, struct bio *bio)
 
 static void cache_resume(struct dm_target *ti)
 {
-	struct cache *c = ((struct cache_table *)ti->private)->cache;
+	struct cache_table *t = ti->private;
+	struct cache *c = t->cache;
 
+	cache_apply_opts(c, &t->opts);
 	/* device-mapper has just set it from the table's mode; nobody writes through the window. */
 	set_disk_ro(dm_disk(dm_table_get_md(ti->table)), true);
 	mutex_lock(&c->mutex);
@@ -416,21 +474,33 @@ static void cache_emit_status(struct dm_target *ti, status_type_t type, unsigned
 			      char *result, unsigned int maxlen)
 {
 	struct cache_table *t = ti->private;
-	struct cache *c = t->cache;
+	const struct cache_opts *opts = &t->opts;
 	unsigned int sz = 0;
 
 	switch (type) {
 	case STATUSTYPE_INFO:
-		cache_status(c, result, maxlen);
+		cache_status(t->cache, result, maxlen);
 		break;
 	case STATUSTYPE_TABLE:
-		DMEMIT("%s 8 max_memory %llu dirty_timeout %u dirty_age %u dirty_max %llu",
-		       t->dev->name, c->max_memory >> 20, c->dirty_timeout, c->dirty_age,
-		       c->dirty_bytes >> 20);
+		DMEMIT("%s %u max_memory %llu dirty_timeout %u dirty_age %u dirty_max %llu",
+		       t->dev->name, 8 + 2 * !!opts->low + 2 * !!opts->high,
+		       opts->max_memory >> 20, opts->dirty_timeout, opts->dirty_age,
+		       opts->dirty_bytes >> 20);
+		if (opts->low)
+			DMEMIT(" low_watermark %u", opts->low);
+		if (opts->high)
+			DMEMIT(" high_watermark %u", opts->high);
 		break;
 	default:
 		*result = '\0';
 	}
+}
+
+static int cache_message(struct dm_target *ti, unsigned int argc, char **argv, char *result,
+			 unsigned int maxlen)
+{
+	return cache_command(((struct cache_table *)ti->private)->cache, argc, argv, result,
+			     maxlen);
 }
 
 static int cache_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn, void *data)
@@ -449,6 +519,7 @@ struct target_type cache_target = {
 	.dtr = cache_dtr,
 	.map = cache_map,
 	.resume = cache_resume,
+	.message = cache_message,
 	.status = cache_emit_status,
 	.iterate_devices = cache_iterate_devices,
 };

@@ -12,12 +12,16 @@
 /*
  * struct volume_table - one table of the device
  * @flags: DEDUP_VOL_READONLY, DEDUP_VOL_EPHEMERAL: what the table asks for
+ * @size: bytes
+ * @growth: for the resume, if the volume is smaller
  */
 struct volume_table {
 	struct volume *vol;
 	struct cache *cache;
 	struct dm_dev *cache_dev;
 	struct dm_dev *disk;
+	u64 size;
+	struct map_growth *growth;
 	u32 flags;
 	unsigned int fetch_timeout;
 	unsigned int agent_timeout;
@@ -93,12 +97,16 @@ static int map_read(struct volume *vol, struct bio *bio, sector_t sector)
 		return map_defer(vol, bio, sector, run.len);
 	}
 	bd->flags = BIO_INFLIGHT;
-	this_cpu_inc(vol->stats->read_hits);
 	if (run.kind == ENTRY_BASE) {
+		if (run.slot == view.base_slot)
+			this_cpu_inc(vol->stats->read_base);
+		else
+			this_cpu_inc(vol->stats->read_overlay);
 		if (offset + run.len == c->block_sectors && run.len < bio_sectors(bio))
 			run.len += read_extend(vol, block, run.slot, bio_sectors(bio) - run.len);
 		return map_remap(c, bio, run.slot, offset, run.len);
 	}
+	this_cpu_inc(vol->stats->read_zero);
 	dm_accept_partial_bio(bio, run.len);
 	zero_fill_bio(bio);
 	bio_endio(bio);
@@ -246,7 +254,9 @@ static int volume_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 
 	if (!(flags & BIO_INFLIGHT))
 		return DM_ENDIO_DONE;
-	if ((flags & BIO_WRITE) && !*error)
+	if (unlikely(*error))
+		health_suspect(c);
+	else if (flags & BIO_WRITE)
 		overlay_written(c, bd);
 	bd->flags = 0;
 	inflight_leave(&c->inflight, bd->epoch);
@@ -366,12 +376,34 @@ static int lookup(struct dm_target *ti, struct volume_table *t, struct dm_dedup_
 	if (r)
 		return r;
 	if (!memchr_inv(info->image, 0, sizeof(info->image)) || !info->size ||
-	    (info->size & (SECTOR_SIZE - 1)) || info->size >> 46 ||
+	    (info->size & (SECTOR_SIZE - 1)) || info->size > DEDUP_MAX_SIZE ||
 	    (info->logical_block_size && info->logical_block_size != SECTOR_SIZE)) {
 		ti->error = "The agent's answer to LOOKUP makes no sense";
 		return -EPROTO;
 	}
 	return 0;
+}
+
+/* Everything that can refuse another size does so now, not in the resume. */
+static int bind_size(struct dm_target *ti, struct volume_table *t, u64 size)
+{
+	struct volume *vol = t->vol;
+	int r = volume_check_size(vol, size);
+
+	if (r) {
+		ti->error = "A volume that is open or holds unpushed data cannot become smaller";
+		return r;
+	}
+	t->size = size;
+	if (size <= vol->rec.size)
+		return 0;
+	t->growth = map_growth_new(vol, size);
+	if (!IS_ERR(t->growth))
+		return 0;
+	r = PTR_ERR(t->growth);
+	t->growth = NULL;
+	ti->error = "Cannot allocate a larger map: see max_memory of the cache";
+	return r;
 }
 
 static int volume_bind(struct dm_target *ti, struct volume_table *t)
@@ -397,17 +429,18 @@ static int volume_bind(struct dm_target *ti, struct volume_table *t)
 	vol = volume_use(t->cache, info->image, info->size, dm_table_get_md(ti->table));
 	if (IS_ERR(vol)) {
 		r = PTR_ERR(vol);
-		ti->error = r == -EBUSY ? "The image is attached to another device already" :
-					  "Cannot allocate the volume";
+		if (r == -EBUSY)
+			ti->error = "The image is attached to another device already";
+		else if (r == -E2BIG)
+			ti->error = "The volume's map takes more than max_memory of the cache allows";
+		else
+			ti->error = "Cannot allocate the volume";
 		goto free_info;
 	}
 	t->vol = vol;
-	r = 0;
-	if (vol->rec.size != info->size) {
-		ti->error = "The image has another size than the volume here";
+	r = bind_size(ti, t, info->size);
+	if (r)
 		volume_unuse(vol);
-		r = -EINVAL;
-	}
 free_info:
 	kfree(info);
 	return r;
@@ -484,6 +517,7 @@ static void volume_dtr(struct dm_target *ti)
 {
 	struct volume_table *t = ti->private;
 
+	map_growth_free(t->vol, t->growth);
 	volume_unuse(t->vol);
 	/* The disk after the cache: closing the cache may still write to it. */
 	cache_put(t->cache);
@@ -502,7 +536,11 @@ static int volume_preresume(struct dm_target *ti)
 
 	if (mutex_lock_killable(&vol->mutex))
 		return -EINTR;
-	r = volume_open(vol, t->name, t->flags, t->agent_timeout);
+	r = volume_reshape(vol, t->size);
+	if (!r)
+		r = volume_open(vol, t->name, t->flags, t->agent_timeout);
+	if (!r)
+		r = volume_grow(vol, t->size, t->growth);
 	mutex_unlock(&vol->mutex);
 	if (r)
 		DMERR("%s: cannot open the volume: error %d", t->name, r);
@@ -546,12 +584,7 @@ static void volume_presuspend_undo(struct dm_target *ti)
 static int volume_message(struct dm_target *ti, unsigned int argc, char **argv, char *result,
 			  unsigned int maxlen)
 {
-	if (argc == 1 && !strcasecmp(argv[0], "fail_parked")) {
-		volume_return_parked(ti_volume(ti), BLK_STS_IOERR);
-		return 0;
-	}
-	DMERR("unknown message: fail_parked is known");
-	return -EINVAL;
+	return volume_command(ti_volume(ti), argc, argv, result, maxlen);
 }
 
 static void volume_emit_table(struct volume_table *t, char *result, unsigned int maxlen)

@@ -58,15 +58,6 @@ free_vol:
 	return ERR_PTR(r);
 }
 
-static void volume_free_map(u64 **top, u64 nr_leaves)
-{
-	u64 i;
-
-	for (i = 0; top && i < nr_leaves; i++)
-		kvfree(top[i]);
-	kvfree(top);
-}
-
 static void volume_free(struct volume *vol)
 {
 	struct cache *c = vol->cache;
@@ -86,7 +77,7 @@ static void volume_free(struct volume *vol)
 	xa_for_each(&vol->staged, i, entry)
 		kfree(entry);
 	xa_destroy(&vol->staged);
-	volume_free_map(vol->top, vol->nr_leaves);
+	volume_free_map(vol);
 	free_percpu(vol->stats);
 	kfree(vol);
 }
@@ -130,7 +121,7 @@ void volumes_exit(struct cache *c)
 				struct overlay *ov = c->slots[entry_slot(e)].ov;
 
 				e = ov->below;
-				kmem_cache_free(c->overlay_cache, ov);
+				overlay_free(c, ov);
 			}
 		}
 		list_del(&vol->list);
@@ -197,45 +188,55 @@ struct volume *volume_find_name(struct cache *c, const char *name)
 
 /* ---- the map ---- */
 
+/* Chooses the shape of the map, and makes it without leaves. -E2BIG: max_memory. */
 int volume_make_map(struct volume *vol, u64 size)
 {
-	unsigned int shift = vol->cache->sector_shift + SECTOR_SHIFT;
-	u64 blocks = DIV_ROUND_UP_ULL(size, 1ULL << shift);
+	u64 blocks = volume_blocks(vol->cache, size);
 
 	vol->leaf_shift = LEAF_SHIFT_MIN;
 	while (blocks >> vol->leaf_shift >> TOP_SHIFT_MAX)
 		vol->leaf_shift++;
 	vol->nr_blocks = blocks;
 	vol->nr_leaves = DIV_ROUND_UP_ULL(blocks, 1ULL << vol->leaf_shift);
-	vol->top = kvcalloc(vol->nr_leaves, sizeof(*vol->top), GFP_KERNEL);
-	if (!vol->top)
-		return -ENOMEM;
 	vol->rec.size = size;
-	return 0;
+	return map_top_alloc(vol->cache, vol->nr_leaves, &vol->top);
 }
 
 /* Not under the lock; several may try at once. */
 int volume_make_leaf(struct volume *vol, u64 block, gfp_t gfp)
 {
-	u64 **where = &vol->top[block >> vol->leaf_shift];
-	u64 *leaf;
+	unsigned int shift = READ_ONCE(vol->leaf_shift);
+	struct cache *c = vol->cache;
+	u64 *leaf, **where = NULL;
 
-	if (READ_ONCE(*where))
+	if (volume_has_leaf(vol, block))
 		return 0;
-	leaf = kvcalloc(1UL << vol->leaf_shift, sizeof(*leaf), gfp);
+	leaf = leaf_alloc(c, shift, gfp);
 	if (!leaf)
 		return -ENOMEM;
-	/* Orders the zeros before the pointer, for volume_entry(). */
-	if (cmpxchg(where, NULL, leaf))
-		kvfree(leaf);
-	return 0;
+	/* Under the lock, so that a map that grows takes all leaves along. */
+	spin_lock(&c->lock);
+	if (block < vol->nr_blocks && shift == vol->leaf_shift)
+		where = &vol->top[block >> vol->leaf_shift];
+	if (where && !*where) {
+		/* Orders the zeros before the pointer, for volume_entry(). */
+		smp_store_release(where, leaf);
+		leaf = NULL;
+	}
+	spin_unlock(&c->lock);
+	leaf_free(c, shift, leaf);
+	return where ? 0 : -EINVAL;
 }
 
 /* Where the entry of a block is; NULL without a leaf. For those who hold the lock. */
 u64 *volume_slot_of(struct volume *vol, u64 block)
 {
-	u64 *leaf = vol->top[block >> vol->leaf_shift];
+	u64 *leaf;
 
+	/* The agent may have asked about the volume when it was larger. */
+	if (block >= vol->nr_blocks)
+		return NULL;
+	leaf = vol->top[block >> vol->leaf_shift];
 	return leaf ? &leaf[block & ((1ULL << vol->leaf_shift) - 1)] : NULL;
 }
 
@@ -274,7 +275,7 @@ static void volume_reset_map(struct volume *vol)
 		leaf = vol->top[i];
 		WRITE_ONCE(vol->top[i], NULL);
 		spin_unlock(&c->lock);
-		kvfree(leaf);
+		leaf_free(c, vol->leaf_shift, leaf);
 		cond_resched();
 	}
 }
@@ -562,7 +563,7 @@ static int grant_check(struct volume *vol, u32 flags, const struct dm_dedup_volu
 
 	if (grant->flags & ~known)
 		why = "unknown flags";
-	else if (grant->size != vol->rec.size)
+	else if (grant->size != vol->table_size)
 		why = "another size than LOOKUP";
 	else if (!flags && (grant->flags & DM_DEDUP_VOL_READONLY))
 		why = "a read-only grant for a writable device: give the option read_only";

@@ -2,15 +2,16 @@
 /*
  * channel_agent: an agent for the kernel's tests, without any of the project's userspace
  *
- *	channel_agent serve [-h] [-m] [-z] CACHE-UUID:CACHE-DEVICE SOCKET NAME=FILE...
+ *	channel_agent serve [-h] [-m] [-z] [-s SOURCE] CACHE-UUID:CACHE-DEVICE SOCKET NAME=FILE...
  *	channel_agent ctl SOCKET COMMAND [ARGUMENT...]
  *
  * serve opens the cache's channel and answers for images that are plain files. A file is its
- * image's head; FILE.head keeps epoch, committed cut and version over restarts of the agent.
+ * image's head, its length the image's; FILE.head keeps epoch, committed cut and version over restarts of the agent.
  *
  *	-h	holds FETCHes back until the command `answer`
  *	-m	answers with MAP where a CLEAN slot with the content is known
  *	-z	answers with MAP ZERO where the block is all zeros
+ *	-s	says with PUBLISH that the block is from SOURCE (enum dm_dedup_source)
  *
  * ctl sends a command, prints what comes back, and exits with 0 for "ok", else with 1. Numbers of
  * volumes may be given as names. Commands:
@@ -49,7 +50,7 @@
 #include <unistd.h>
 #include <linux/dm-dedup.h>
 
-#define MAX_IMAGES	16
+#define MAX_IMAGES	512
 #define MAX_HELD	4096
 #define MAX_KNOWN	65536
 
@@ -74,6 +75,7 @@ struct agent {
 	struct image images[MAX_IMAGES];
 	int nr_images;
 	bool hold, use_map, use_zero, quit;
+	uint32_t source;
 	struct dm_dedup_upcall held[MAX_HELD];
 	int nr_held;
 	struct known known[MAX_KNOWN];
@@ -231,6 +233,8 @@ static int hello(struct agent *a)
 	memset(&a->hello, 0, sizeof(a->hello));
 	a->hello.size = sizeof(a->hello);
 	a->hello.abi_major = DM_DEDUP_ABI_MAJOR;
+	a->hello.abi_minor = DM_DEDUP_ABI_MINOR;
+	a->hello.features = DM_DEDUP_FEATURE_SOURCE;
 	return call(a, DM_DEDUP_HELLO, &a->hello);
 }
 
@@ -273,7 +277,7 @@ static int answer_publish(struct agent *a, const struct dm_dedup_upcall *up, con
 {
 	struct dm_dedup_publish p = {
 		.cookie = up->cookie, .volume = up->info.volume, .block = up->block,
-		.data = (uintptr_t)data,
+		.data = (uintptr_t)data, .source = a->source,
 	};
 	struct dm_dedup_batch b = {};
 	uint64_t hash = hash64(data, a->block);
@@ -322,6 +326,7 @@ static int answer_fetch(struct agent *a, const struct dm_dedup_upcall *up)
 static void answer_lookup(struct agent *a, const struct dm_dedup_upcall *up, struct image *im)
 {
 	struct dm_dedup_reply *rep = calloc(1, sizeof(*rep));
+	struct stat st;
 
 	rep->size = sizeof(*rep);
 	rep->agent_epoch = a->hello.agent_epoch;
@@ -332,6 +337,8 @@ static void answer_lookup(struct agent *a, const struct dm_dedup_upcall *up, str
 		rep->error = im->error;
 	} else {
 		image_uuid(im, rep->info.image);
+		if (!fstat(im->fd, &st))
+			im->size = st.st_size;
 		rep->info.size = im->size;
 		if (up->type == DM_DEDUP_UP_OPEN) {
 			memset(rep->info.image, 0, sizeof(rep->info.image));
@@ -738,9 +745,9 @@ static int hostile_entries(struct agent *a)
 		      -EFAULT);
 	batch(a, DM_DEDUP_PUBLISH, &b, &p, sizeof(p), 1);
 	bad += expect(a, "PUBLISH volume", p.result, -ESTALE);
-	p.reserved = 1;
+	p.source = DM_DEDUP_SOURCE_DATA + 1;
 	batch(a, DM_DEDUP_PUBLISH, &b, &p, sizeof(p), 1);
-	bad += expect(a, "PUBLISH reserved", p.result, -EINVAL);
+	bad += expect(a, "PUBLISH source", p.result, -EINVAL);
 	batch(a, DM_DEDUP_MAP, &b, &m, sizeof(m), 1);
 	bad += expect(a, "MAP volume", m.result, -ESTALE);
 	batch(a, DM_DEDUP_FAIL, &b, &f, sizeof(f), 1);
@@ -958,10 +965,12 @@ static int serve(int argc, char **argv)
 	char path[128];
 	int opt, r;
 
-	while ((opt = getopt(argc, argv, "hmz")) != -1) {
+	while ((opt = getopt(argc, argv, "hmzs:")) != -1) {
 		a.hold |= opt == 'h';
 		a.use_map |= opt == 'm';
 		a.use_zero |= opt == 'z';
+		if (opt == 's')
+			a.source = atoi(optarg);
 	}
 	argc -= optind;
 	argv += optind;

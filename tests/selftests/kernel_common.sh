@@ -34,11 +34,17 @@ make_image() {
 	stamp fill "$1" $(($2 << 20)) "${3-1}"
 }
 
+# volume_status NAME KEY: a field of a volume's status line
+volume_status() {
+	dmsetup status "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"
+}
+
 # start_agent [OPTION...] NAME=FILE...: for $cache; sets $agent_pid. agent COMMAND... talks to it.
 start_agent() {
 	local opts=()
 	while [ "${1#-}" != "$1" ]; do
 		opts+=("$1")
+		[ "$1" != -s ] || { opts+=("$2"); shift; }
 		shift
 	done
 	socket=$TEST_TMP/agent.$RANDOM

@@ -137,7 +137,7 @@ failing_disk() {
 	dmsetup resume disk0
 	expect_error "Input/output error|Read-only" \
 		dd if="$TEST_TMP/new" of=$vol bs=64k seek=24 oflag=direct conv=fsync status=none
-	wait_until 10 sh -c "dmsetup status cache0 | grep -qw failed"
+	wait_until 10 sh -c "dmsetup status cache0 | grep -qw ro"
 	expect_log "read-only from now on"
 	# What is there is read as before.
 	echo 3 >/proc/sys/vm/drop_caches

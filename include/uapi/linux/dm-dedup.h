@@ -18,7 +18,7 @@
 #include <linux/ioctl.h>
 
 #define DM_DEDUP_ABI_MAJOR	1
-#define DM_DEDUP_ABI_MINOR	0
+#define DM_DEDUP_ABI_MINOR	1
 
 #define DM_DEDUP_FP_SIZE	32	/* a fingerprint or a root; shorter digests end in zeros */
 #define DM_DEDUP_UUID_SIZE	16
@@ -113,7 +113,7 @@ struct dm_dedup_upcall {
  * @size: sizeof
  * @abi_major: in: DM_DEDUP_ABI_MAJOR, else EPROTO; out: the kernel's
  * @abi_minor: in: the agent's; out: the lower of both
- * @features: in: feature bits that the agent knows; out: those in use (none yet)
+ * @features: in: feature bits that the agent knows (DM_DEDUP_FEATURE_*); out: those in use
  * @agent_epoch: out: stands in every later call; an older one gets ESTALE
  * @cache: out: UUID of the cache
  * @cluster: out: UUID of the cluster it was formatted for; all zero: any
@@ -140,6 +140,8 @@ struct dm_dedup_hello {
 	__u32	max_inflight;
 	__u64	reserved[4];
 };
+
+#define DM_DEDUP_FEATURE_SOURCE	(1ULL << 0)	/* dm_dedup_publish.source; from minor 1 on */
 
 /**
  * struct dm_dedup_reply - REPLY: the answer to LOOKUP or OPEN
@@ -203,6 +205,7 @@ struct dm_dedup_batch {
  * @slot, @seq: out: where it is now
  * @result: out: 0; ESTALE: the cookie or root no longer applies, the block is not cached;
  *          EEXIST: mapped already; ENOSPC: no slot; EIO
+ * @source: enum dm_dedup_source, where DM_DEDUP_FEATURE_SOURCE is in use, else 0
  *
  * The kernel copies, writes, and publishes when the write has completed; then it returns.
  */
@@ -216,7 +219,14 @@ struct dm_dedup_publish {
 	__u64	slot;
 	__u64	seq;
 	__s32	result;
-	__u32	reserved;
+	__u32	source;
+};
+
+/* Where the agent has a block from. */
+enum dm_dedup_source {
+	DM_DEDUP_SOURCE_UNKNOWN	= 0,
+	DM_DEDUP_SOURCE_PEER	= 1,	/* another host's agent */
+	DM_DEDUP_SOURCE_DATA	= 2,	/* a data server */
 };
 
 /**
