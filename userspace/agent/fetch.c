@@ -228,6 +228,8 @@ static void flight_publish(struct agent *a, struct flight *f)
 
 	memcpy(p.root, w->root.b, FP_SIZE);
 	memcpy(p.fp, f->fp.b, FP_SIZE);
+	if (a->hello.features & DM_DEDUP_FEATURE_SOURCE)
+		p.source = DM_DEDUP_SOURCE_DATA;
 	f->state = FLIGHT_PUBLISHING;
 	a->ops->publish(a->ctx, job_start(a, &f->job, JOB_FLIGHT, f), &p);
 }
