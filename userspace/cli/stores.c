@@ -34,6 +34,8 @@ static void take(void *arg, const Vmdedup__Server *server, int r,
 	grown->raw_bytes = stat->raw_bytes;
 	grown->stored_bytes = stat->stored_bytes;
 	grown->lump_bytes = stat->lump_bytes;
+	grown->get_bytes = stat->get_bytes;
+	grown->gets = stat->gets;
 	grown->capacity = stat->capacity;
 	grown->free = stat->free;
 }
@@ -86,12 +88,13 @@ static struct store_of sum_of(const struct stores *s)
 
 static json_t *server_json(const struct store_of *s)
 {
-	return json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "id", (int)s->id,
+	return json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "id", (int)s->id,
 			 "endpoint", s->endpoint ? s->endpoint : "", "state", state_name(s),
 			 "blocks", (json_int_t)s->blocks, "raw_bytes", (json_int_t)s->raw_bytes,
 			 "stored_bytes", (json_int_t)s->stored_bytes,
 			 "lump_bytes", (json_int_t)s->lump_bytes,
-			 "capacity", (json_int_t)s->capacity, "free", (json_int_t)s->free);
+			 "capacity", (json_int_t)s->capacity, "free", (json_int_t)s->free,
+			 "gets", (json_int_t)s->gets, "get_bytes", (json_int_t)s->get_bytes);
 }
 
 json_t *stores_json(const struct stores *s)

@@ -11,6 +11,7 @@ struct store_of {
 	uint32_t id, state;
 	int r; /* of its DATA_STAT */
 	uint64_t blocks, raw_bytes, stored_bytes, lump_bytes, capacity, free;
+	uint64_t gets, get_bytes; /* sent since its process began */
 };
 
 struct stores {

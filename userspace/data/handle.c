@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "data/record.h"
 #include "data/server_priv.h"
@@ -159,6 +160,32 @@ static void handle_touch(struct data_server *s, struct net_request *req,
 	server_submit(s, job);
 }
 
+/* Some of the blocks may be had from hosts that asked for them before. No memory: all are served. */
+static void redirect_some(struct data_server *s, struct job *job, const Vmdedup__Get *get)
+{
+	const struct peer_address *names[REDIRECT_NAMES];
+	uint64_t now = clock_mono_ns();
+	struct peer_address from;
+	size_t i, n;
+
+	if (peer_address_take(get->from, &from))
+		return;
+	job->redirected = calloc(1, sizeof(*job->redirected));
+	job->named = calloc(job->nr, sizeof(*job->named));
+	job->nr_named = calloc(job->nr, 1);
+	if (!job->redirected || !job->named || !job->nr_named)
+		return;
+	for (i = 0; i < job->nr; i++) {
+		n = redirect_ask(s->redirect, &job->ops[i].fp, &from, get->serve, REDIRECT_COPIES,
+				 now, names);
+		n = redirected_add(job->redirected, names, n, job->named[i]);
+		job->nr_named[i] = (uint8_t)n;
+		if (n)
+			job->ops[i].r = -EREMOTE;
+		s->redirects += n != 0;
+	}
+}
+
 static void handle_get(struct data_server *s, struct net_request *req, const Vmdedup__Get *get)
 {
 	size_t block = s->topology ? s->topology->block_size : RECORD_MAX_PAYLOAD;
@@ -180,6 +207,7 @@ static void handle_get(struct data_server *s, struct net_request *req, const Vmd
 		return;
 	}
 	copy_fps(job, &get->fingerprints, STORE_TOUCH, get->domain);
+	redirect_some(s, job, get);
 	server_submit(s, job);
 }
 
@@ -469,6 +497,7 @@ static void reply_get(struct data_server *s, struct job *job)
 	Vmdedup__BlockHead heads[PROTO_MAX_BLOCKS], *pointers[PROTO_MAX_BLOCKS];
 	Vmdedup__GetReply get = VMDEDUP__GET_REPLY__INIT;
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	Vmdedup__PeerAddress peers[REDIRECT_MAX_NAMED], *peer_pointers[REDIRECT_MAX_NAMED];
 	struct net_frame frames[PROTO_MAX_BLOCKS];
 	size_t nr = 0;
 
@@ -479,6 +508,10 @@ static void reply_get(struct data_server *s, struct job *job)
 		pointers[i] = &heads[i];
 		heads[i].fingerprint = (ProtobufCBinaryData){ FP_SIZE, job->ops[i].fp.b };
 		heads[i].error = -job->ops[i].r;
+		if (job->ops[i].r == -EREMOTE) {
+			heads[i].redirect = job->named[i];
+			heads[i].n_redirect = job->nr_named[i];
+		}
 		if (!buf)
 			continue;
 		job->bufs[i] = NULL;
@@ -490,6 +523,11 @@ static void reply_get(struct data_server *s, struct job *job)
 		else
 			nr++;
 	}
+	for (size_t i = 0; job->redirected && i < job->redirected->nr; i++) {
+		peer_address_give(&job->redirected->peers[i], &peers[i]);
+		peer_pointers[get.n_peers++] = &peers[i];
+	}
+	get.peers = peer_pointers;
 	get.n_blocks = job->nr;
 	get.blocks = pointers;
 	reply.body_case = VMDEDUP__REPLY__BODY_GET;

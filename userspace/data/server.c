@@ -52,6 +52,9 @@ void job_free(struct job *job)
 	free(job->verified);
 	free(job->no_coding);
 	free(job->bufs);
+	free(job->redirected);
+	free(job->named);
+	free(job->nr_named);
 	free(job->ops);
 	free(job->listed);
 	free(job);
@@ -168,6 +171,8 @@ static void work_get(struct worker *w, struct job *job)
 	for (size_t i = 0; i < job->nr; i++) {
 		struct bstore_op bad;
 
+		if (job->ops[i].r) /* somebody else is asked */
+			continue;
 		job->ops[i].r = bstore_read(w->s->store, job->domain, &job->ops[i].fp,
 					   &job->bufs[i], &bad);
 		if (job->ops[i].r == -EIO)
@@ -484,6 +489,7 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 	s->compact = true; /* what a run before has left */
 	s->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->flow = flow_new(flow_below, s);
+	s->redirect = redirect_new(REDIRECT_BLOCKS);
 	s->meta = copy_or_empty(o->meta);
 	s->endpoint = copy_or_empty(o->endpoint);
 	s->host = copy_or_empty(o->host);
@@ -491,7 +497,7 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 	s->has_meta_key = o->meta_key;
 	if (o->meta_key)
 		memcpy(s->meta_key, o->meta_key, sizeof(s->meta_key));
-	if (s->done_fd < 0 || !s->flow || !s->meta || !s->endpoint || !s->host || !s->rack) {
+	if (s->done_fd < 0 || !s->flow || !s->redirect || !s->meta || !s->endpoint || !s->host || !s->rack) {
 		error_set(err, -ENOMEM, "no memory for a data server");
 		goto close;
 	}
@@ -579,6 +585,7 @@ void data_server_close(struct data_server *s)
 	net_server_free(s->server);
 	flow_end(s->flow);
 	topology_put(s->topology);
+	redirect_free(s->redirect);
 	bstore_close(s->store);
 	if (s->done_fd >= 0)
 		close(s->done_fd);

@@ -20,6 +20,7 @@
 #include "base/fingerprint.h"
 #include "data/server.h"
 #include "data/bstore.h"
+#include "data/redirect.h"
 #include "data/verify.h"
 #include "proto/limits.h"
 #include "proto/receipt.h"
@@ -34,6 +35,8 @@
 #define COMPACT_STEP	  (16U << 20)
 #define TICK_MS		  100
 #define JOIN_TIMEOUT_MS	  5000
+#define REDIRECT_BLOCKS	  65536
+#define REDIRECT_COPIES	  1	       /* of a block, before others are sent to who has it */
 #define JOIN_RETRY_MS	  500	       /* after a failure */
 #define JOIN_REPEAT_MS	  60000	       /* tells the free space */
 #define MAP_REFRESH_MS	  5000
@@ -72,6 +75,9 @@ struct job {
 	/* GET */
 	struct block_buf **bufs;    /* NULL where ops[i].r */
 	bool raw_only;
+	struct redirected *redirected; /* ops[i].r -EREMOTE: who is named; NULL: none */
+	uint32_t (*named)[REDIRECT_NAMES];
+	uint8_t *nr_named;
 	/* LIST */
 	uint16_t shard;
 	struct fp after;
@@ -121,6 +127,8 @@ struct data_server {
 	/* The server's thread only: */
 	struct topology *topology; /* NULL: not joined yet */
 	struct net_client *client;
+	struct redirect *redirect;
+	uint64_t redirects;	   /* blocks */
 	bool asking;		   /* a request to the meta server is under way */
 	bool map_pending;	   /* a JOB_MAP is under way */
 	bool refresh;		   /* a client knows a newer map */

@@ -10,6 +10,7 @@
 #include "lib/internal.h"
 
 #define GETS_INFLIGHT 8 /* messages to one server */
+#define MAX_NAMED     3 /* peers of a redirect */
 
 struct get_item {
 	TAILQ_ENTRY(get_item) link;
@@ -17,6 +18,7 @@ struct get_item {
 	uint64_t deadline_ns; /* 0: none */
 	uint8_t tried;	      /* replicas that were asked in this round */
 	bool bad;	      /* some replica had it, and not right */
+	bool serve;	      /* it was redirected, in vain */
 	bool silent;	      /* some replica did not answer in this round */
 	uint8_t asked;	      /* the replica whose answer is awaited */
 	unsigned int attempts;
@@ -165,6 +167,24 @@ static void get_accept(struct cluster *c, struct server *s, struct get_item *it,
 	get_queue(c, it);
 }
 
+/* Who asked for it earlier. True: the get has ended. */
+static bool get_redirected(struct cluster *c, struct get_item *it, const Vmdedup__GetReply *get,
+			   const Vmdedup__BlockHead *head)
+{
+	struct peer_address peers[MAX_NAMED];
+	size_t nr = 0;
+
+	if (!c->serves_peers || it->serve)
+		return false;
+	for (size_t i = 0; i < head->n_redirect && nr < MAX_NAMED; i++)
+		if (head->redirect[i] < get->n_peers &&
+		    !peer_address_take(get->peers[head->redirect[i]], &peers[nr]))
+			nr++;
+	c->redirected(it->arg, peers, nr);
+	free(it);
+	return true;
+}
+
 static void batch_retry(struct get_batch *b, bool silent)
 {
 	for (size_t i = 0; i < b->count; i++) {
@@ -213,6 +233,8 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 	for (size_t i = 0; i < b->count; i++) {
 		const Vmdedup__BlockHead *head = get->blocks[i];
 
+		if (head->error == EREMOTE && get_redirected(c, b->items[i], get, head))
+			continue;
 		if (head->error || frame >= reply->nr_frames) {
 			b->items[i]->bad |= head->error != ENOENT;
 			get_queue(c, b->items[i]);
@@ -250,14 +272,19 @@ static void batch_send(struct cluster *c, struct server *s, size_t max)
 	Vmdedup__Get get = VMDEDUP__GET__INIT;
 	struct net_client *client = cluster_server_client(c, s);
 	struct get_batch *b = calloc(1, sizeof(*b));
-	struct get_item *it;
+	struct get_item *it, *next;
+	Vmdedup__PeerAddress self;
 	int r = -ENOTCONN;
 
 	if (!b)
 		return; /* they stay queued */
 	b->c = c;
 	b->s = s;
-	while (b->count < max && (it = TAILQ_FIRST(&s->gets))) {
+	get.serve = TAILQ_FIRST(&s->gets)->serve;
+	for (it = TAILQ_FIRST(&s->gets); it && b->count < max; it = next) {
+		next = TAILQ_NEXT(it, link);
+		if (it->serve != get.serve)
+			continue;
 		TAILQ_REMOVE(&s->gets, it, link);
 		s->nr_gets--;
 		memcpy(fps + b->count * FP_SIZE, it->fp.b, FP_SIZE);
@@ -267,6 +294,10 @@ static void batch_send(struct cluster *c, struct server *s, size_t max)
 	get.domain = c->params.domain;
 	get.fingerprints.data = fps;
 	get.fingerprints.len = b->count * FP_SIZE;
+	if (c->serves_peers) {
+		peer_address_give(&c->self, &self);
+		get.from = &self;
+	}
 	req.body_case = VMDEDUP__REQUEST__BODY_GET;
 	req.get = &get;
 	s->gets_inflight++;
@@ -334,8 +365,16 @@ void cluster_gets_cancel(struct cluster *c)
 
 /* ---- for others ---- */
 
-int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
-		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg)
+void cluster_serve_peers(struct cluster *c, const struct peer_address *self,
+			 void (*redirected)(void *arg, const struct peer_address *peers, size_t nr))
+{
+	c->serves_peers = true;
+	c->self = *self;
+	c->redirected = redirected;
+}
+
+static int submit(struct cluster *c, const struct fp *fp, bool serve, int timeout_ms,
+		  void (*got)(void *arg, int r, const void *data, size_t len), void *arg)
 {
 	struct get_item *it = calloc(1, sizeof(*it));
 
@@ -345,6 +384,7 @@ int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
 	it->deadline_ns = timeout_ms < 0 ? 0 : clock_mono_ns() + timeout_ms * NS_PER_MS;
 	it->got = got;
 	it->arg = arg;
+	it->serve = serve;
 	if (has_server(c, fp)) {
 		get_queue(c, it);
 	} else {
@@ -352,6 +392,18 @@ int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
 		cluster_map_want(c);
 	}
 	return 0;
+}
+
+int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
+		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg)
+{
+	return submit(c, fp, false, timeout_ms, got, arg);
+}
+
+int cluster_get_served(struct cluster *c, const struct fp *fp, int timeout_ms,
+		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg)
+{
+	return submit(c, fp, true, timeout_ms, got, arg);
 }
 
 struct sync_get {

@@ -16,6 +16,7 @@
 #include "base/fingerprint.h"
 #include "base/uuid.h"
 #include "net/net.h"
+#include "proto/peer_address.h"
 #include "proto/recipe.h"
 
 struct cluster;
@@ -64,6 +65,13 @@ int cluster_get(struct cluster *c, const struct fp *fps, size_t count, int timeo
 		void *arg, struct error *err);
 /* The same without waiting: @got runs from cluster_run(). */
 int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
+		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg);
+/* This host serves peers at @self (copied): data servers may from now on name others that asked for
+ * a block, instead of sending it. @redirected then ends the get, in place of its @got. */
+void cluster_serve_peers(struct cluster *c, const struct peer_address *self,
+			 void (*redirected)(void *arg, const struct peer_address *peers, size_t nr));
+/* cluster_get_submit() after a redirect that led nowhere. */
+int cluster_get_served(struct cluster *c, const struct fp *fp, int timeout_ms,
 		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg);
 /* Send what is queued, handle what has come; waits up to @max_ms (-1: no bound) for the first
  * thing to handle. 0, or -EINTR. */

@@ -108,6 +108,9 @@ struct cluster {
 
 	TAILQ_HEAD(get_list, get_item) homeless; /* gets without a server: wait for a map */
 	TAILQ_HEAD(, cluster_push) pushes;
+	bool serves_peers;
+	struct peer_address self;
+	void (*redirected)(void *arg, const struct peer_address *peers, size_t nr);
 	uint64_t progress; /* goes up with every answer or timeout */
 	int watch_fd;
 	bool closing;

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <string.h>
+#include "proto/peer_address.h"
+
+int peer_address_take(const Vmdedup__PeerAddress *in, struct peer_address *out)
+{
+	const char *p;
+
+	memset(out, 0, sizeof(*out));
+	if (!in || strncmp(in->endpoint, "tcp://", 6) || strlen(in->endpoint) >= PEER_ENDPOINT_MAX ||
+	    (in->curve_key.len && in->curve_key.len != sizeof(out->key)))
+		return -EINVAL;
+	for (p = in->endpoint; *p; p++)
+		if (*p <= ' ' || *p > '~')
+			return -EINVAL;
+	strcpy(out->endpoint, in->endpoint);
+	out->has_key = in->curve_key.len;
+	if (out->has_key)
+		memcpy(out->key, in->curve_key.data, sizeof(out->key));
+	return 0;
+}
+
+void peer_address_give(const struct peer_address *a, Vmdedup__PeerAddress *out)
+{
+	vmdedup__peer_address__init(out);
+	out->endpoint = (char *)a->endpoint;
+	if (a->has_key)
+		out->curve_key = (ProtobufCBinaryData){ sizeof(a->key), (uint8_t *)a->key };
+}
+
+bool peer_address_equal(const struct peer_address *a, const struct peer_address *b)
+{
+	return a->has_key == b->has_key && !strcmp(a->endpoint, b->endpoint) &&
+	       !memcmp(a->key, b->key, sizeof(a->key));
+}

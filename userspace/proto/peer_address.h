@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Where an agent serves peers, and the key that it proves to have. */
+#ifndef VMDEDUP_PROTO_PEER_ADDRESS_H
+#define VMDEDUP_PROTO_PEER_ADDRESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "proto/vmdedup.pb-c.h"
+
+#define PEER_ENDPOINT_MAX 128 /* bytes, the final zero included */
+
+struct peer_address {
+	char endpoint[PEER_ENDPOINT_MAX];
+	bool has_key;
+	uint8_t key[32];
+};
+
+/* -EINVAL: not tcp://, too long, not printable, or a key of another length. @in may be NULL. */
+int peer_address_take(const Vmdedup__PeerAddress *in, struct peer_address *out);
+/* @out points into @a. */
+void peer_address_give(const struct peer_address *a, Vmdedup__PeerAddress *out);
+bool peer_address_equal(const struct peer_address *a, const struct peer_address *b);
+
+#endif
