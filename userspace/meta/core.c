@@ -52,6 +52,9 @@ static const struct verb verbs[] = {
 	VERB(GC_SELECT, VERB_READ, gc_select),
 	VERB(GC_FORGET, VERB_REPEAT, gc_forget),
 	VERB(CHECK_STEP, VERB_LOOK, check_step),
+	VERB(PEER_ANNOUNCE, VERB_REPEAT, peers_announce),
+	VERB(TRACE_GET, VERB_READ, trace_get),
+	VERB(TRACE_PUT, VERB_REPEAT, trace_put),
 };
 
 int call_error(struct meta_call *c, int code, const char *fmt, ...)

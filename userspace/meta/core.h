@@ -190,6 +190,11 @@ int push_abort(struct meta_call *c);
 int push_expire(struct meta *m, uint64_t idle_s, struct error *err);
 int node_get(struct meta_call *c);
 
+/* peers.c, traces.c */
+int peers_announce(struct meta_call *c);
+int trace_get(struct meta_call *c);
+int trace_put(struct meta_call *c);
+
 /* collect.c, gc.c, check.c */
 int gc_step(struct meta_call *c);
 int gc_list(struct meta_call *c);

@@ -240,3 +240,35 @@ CREATE TABLE push_disks (
 	packed       BYTEA NOT NULL,
 	PRIMARY KEY (push, packed)
 ) /*sqlite: WITHOUT ROWID */;
+
+-- Agents that serve peers, until they say so again (until_s). accused: how often others say that it
+-- sent a block that did not match its fingerprint. All of it is hints: it may be lost.
+CREATE TABLE peers (
+	cache        BYTEA NOT NULL PRIMARY KEY,
+	endpoint     TEXT NOT NULL,
+	curve_key    BYTEA NOT NULL,
+	host         TEXT NOT NULL,
+	rack         TEXT NOT NULL,
+	until_s      BIGINT NOT NULL,
+	accused      BIGINT NOT NULL
+) /*sqlite: WITHOUT ROWID */;
+CREATE INDEX peers_until ON peers (until_s);
+CREATE INDEX peers_endpoint ON peers (endpoint);
+
+-- The images that are open on them.
+CREATE TABLE peer_images (
+	cache        BYTEA NOT NULL,
+	image        BYTEA NOT NULL,
+	PRIMARY KEY (cache, image)
+) /*sqlite: WITHOUT ROWID */;
+CREATE INDEX peer_images_image ON peer_images (image, cache);
+
+-- The order in which a boot from a root first touched its blocks (TracePut). Hints as well.
+CREATE TABLE traces (
+	root         BYTEA NOT NULL PRIMARY KEY,
+	image        BYTEA NOT NULL,
+	blocks       BYTEA NOT NULL,
+	stored_s     BIGINT NOT NULL
+);
+CREATE INDEX traces_image ON traces (image, stored_s);
+CREATE INDEX traces_stored ON traces (stored_s);

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Agents that serve peers: who there is, and whom an agent is told of: first those that have images
+ * open that it has open as well, then some at random. All of it is hints, forgotten when an agent is
+ * silent for longer than it said.
+ */
+#include <errno.h>
+#include <string.h>
+#include "base/log.h"
+#include "meta/core.h"
+#include "proto/peer_address.h"
+
+#define MAX_IMAGES    64	/* of one agent */
+#define MAX_SUGGESTED 64
+#define MAX_LIARS     16
+#define MIN_TTL_S     10
+#define MAX_TTL_S     3600
+
+/* ---- what an agent says ---- */
+
+static int check(struct meta_call *c, const Vmdedup__PeerAnnounce *req, struct uuid *cache,
+		 struct peer_address *address)
+{
+	int r = call_get_uuid(c, &req->cache, "the cache's UUID", cache) ?:
+		call_check_text(c, req->host, "the host's name") ?:
+		call_check_text(c, req->rack, "the rack's name");
+
+	if (r)
+		return r;
+	if (peer_address_take(req->address, address))
+		return call_error(c, -EINVAL, "the peer's address is not tcp://HOST:PORT of at most "
+				  "%d bytes, with a key of 32 bytes or none", PEER_ENDPOINT_MAX - 1);
+	if (req->images.len % 16 || req->images.len > 16 * MAX_IMAGES)
+		return call_error(c, -EINVAL, "%zu bytes of images' UUIDs: 16 each, at most %d of them",
+				  req->images.len, MAX_IMAGES);
+	if (req->ttl_s < MIN_TTL_S || req->ttl_s > MAX_TTL_S)
+		return call_error(c, -EINVAL, "a peer is remembered for %d to %d seconds, not %u",
+				  MIN_TTL_S, MAX_TTL_S, req->ttl_s);
+	return 0;
+}
+
+static int forget_silent(struct meta_call *c, uint64_t now)
+{
+	int64_t n;
+
+	n = store_exec(call_store(c), &c->err,
+		       "DELETE FROM peer_images WHERE cache IN (SELECT cache FROM peers WHERE "
+		       "until_s < ?1)", V_INT(now));
+	if (n >= 0)
+		n = store_exec(call_store(c), &c->err, "DELETE FROM peers WHERE until_s < ?1",
+			       V_INT(now));
+	return n < 0 ? (int)n : 0;
+}
+
+static int remember(struct meta_call *c, const struct uuid *cache,
+		    const struct peer_address *address, uint64_t now)
+{
+	const Vmdedup__PeerAnnounce *req = c->req->peer_announce;
+	struct store *s = call_store(c);
+	int64_t n;
+	size_t i;
+
+	n = store_exec(s, &c->err,
+		       "INSERT INTO peers (cache, endpoint, curve_key, host, rack, until_s, accused) "
+		       "VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0) ON CONFLICT (cache) DO UPDATE SET endpoint = "
+		       "?2, curve_key = ?3, host = ?4, rack = ?5, until_s = ?6",
+		       V_UUID(cache), V_TEXT(address->endpoint),
+		       V_BLOB(address->key, address->has_key ? sizeof(address->key) : 0),
+		       V_TEXT(req->host), V_TEXT(req->rack), V_INT(now + req->ttl_s));
+	if (n >= 0)
+		n = store_exec(s, &c->err, "DELETE FROM peer_images WHERE cache = ?1",
+			       V_UUID(cache));
+	for (i = 0; n >= 0 && i < req->images.len / 16; i++)
+		n = store_exec(s, &c->err,
+			       "INSERT INTO peer_images (cache, image) VALUES (?1, ?2) ON CONFLICT "
+			       "(cache, image) DO NOTHING",
+			       V_UUID(cache), V_BLOB(req->images.data + 16 * i, 16));
+	return n < 0 ? (int)n : 0;
+}
+
+static int note_liars(struct meta_call *c)
+{
+	const Vmdedup__PeerAnnounce *req = c->req->peer_announce;
+	int64_t n = 0;
+	size_t i;
+
+	for (i = 0; n >= 0 && i < req->n_liars && i < MAX_LIARS; i++) {
+		if (strlen(req->liars[i]) >= PEER_ENDPOINT_MAX || call_check_text(c, req->liars[i], ""))
+			continue;
+		log_warn("host %s says that its peer %s sent a block that does not match its "
+			 "fingerprint", req->host, req->liars[i]);
+		n = store_exec(call_store(c), &c->err,
+			       "UPDATE peers SET accused = accused + 1 WHERE endpoint = ?1",
+			       V_TEXT(req->liars[i]));
+	}
+	return n < 0 ? (int)n : 0;
+}
+
+/* ---- what it is told ---- */
+
+struct suggestion {
+	struct meta_call *c;
+	Vmdedup__PeerAnnounceReply *reply;
+	size_t want;
+};
+
+static bool is_suggested(const Vmdedup__PeerAnnounceReply *reply, const char *endpoint)
+{
+	size_t i;
+
+	for (i = 0; i < reply->n_peers; i++)
+		if (!strcmp(reply->peers[i]->endpoint, endpoint))
+			return true;
+	return false;
+}
+
+/* Adds the rows (endpoint, curve_key) of the query as far as more are wanted. */
+static int take_rows(struct suggestion *sg, struct rows *rows)
+{
+	struct meta_call *c = sg->c;
+	Vmdedup__PeerAddress *a;
+	const void *key;
+	size_t len;
+	int r;
+
+	while ((r = rows_next(rows, &c->err)) > 0 && sg->reply->n_peers < sg->want) {
+		if (is_suggested(sg->reply, rows_text(rows, 0)))
+			continue;
+		a = call_alloc(c, sizeof(*a));
+		if (!a)
+			return call_nomem(c);
+		vmdedup__peer_address__init(a);
+		a->endpoint = arena_strdup(c->arena, rows_text(rows, 0));
+		if (!a->endpoint)
+			return call_nomem(c);
+		key = rows_blob(rows, 1, &len);
+		if (len && call_bytes(c, &a->curve_key, key, len))
+			return -ENOMEM;
+		sg->reply->peers[sg->reply->n_peers++] = a;
+	}
+	return r < 0 ? r : 0;
+}
+
+/* Two turns round the circle of UUIDs, from a random place: fair without sorting all. */
+static int suggest(struct suggestion *sg, const struct uuid *cache)
+{
+	static const char *const queries[] = {
+		"SELECT DISTINCT peers.endpoint, peers.curve_key, peers.cache FROM peer_images JOIN "
+		"peers ON peers.cache = peer_images.cache WHERE peer_images.image IN (SELECT image "
+		"FROM peer_images WHERE cache = ?1) AND peers.cache <> ?1 AND peers.cache > ?2 "
+		"ORDER BY peers.cache LIMIT ?3",
+		"SELECT DISTINCT peers.endpoint, peers.curve_key, peers.cache FROM peer_images JOIN "
+		"peers ON peers.cache = peer_images.cache WHERE peer_images.image IN (SELECT image "
+		"FROM peer_images WHERE cache = ?1) AND peers.cache <> ?1 AND peers.cache <= ?2 "
+		"ORDER BY peers.cache LIMIT ?3",
+		"SELECT endpoint, curve_key, cache FROM peers WHERE cache <> ?1 AND cache > ?2 ORDER "
+		"BY cache LIMIT ?3",
+		"SELECT endpoint, curve_key, cache FROM peers WHERE cache <> ?1 AND cache <= ?2 ORDER "
+		"BY cache LIMIT ?3",
+	};
+	struct meta_call *c = sg->c;
+	size_t i, all = sg->want;
+	struct uuid from;
+	int r = 0;
+
+	if (c->m->env->random(c->m->env->ctx, from.b, sizeof(from.b)))
+		return call_error(c, -EIO, "no random numbers from the system");
+	for (i = 0; !r && i < sizeof(queries) / sizeof(queries[0]); i++) {
+		struct rows rows CLEANUP_ROWS = { 0 };
+
+		/* A quarter is kept for the random ones, through which parts of a fleet meet. */
+		sg->want = i < 2 ? all - all / 4 : all;
+		if (sg->reply->n_peers >= sg->want)
+			continue;
+		r = store_query(call_store(c), &c->err, &rows, queries[i], V_UUID(cache),
+				V_UUID(&from), V_INT(2 * all));
+		if (!r)
+			r = take_rows(sg, &rows);
+	}
+	return r;
+}
+
+int peers_announce(struct meta_call *c)
+{
+	const Vmdedup__PeerAnnounce *req = c->req->peer_announce;
+	Vmdedup__PeerAnnounceReply *reply = call_alloc(c, sizeof(*reply));
+	struct suggestion sg = { .c = c, .reply = reply };
+	uint64_t now = call_now_s(c);
+	struct peer_address address;
+	struct uuid cache;
+	int r;
+
+	if (!reply)
+		return call_nomem(c);
+	vmdedup__peer_announce_reply__init(reply);
+	sg.want = req->want < MAX_SUGGESTED ? req->want : MAX_SUGGESTED;
+	reply->peers = call_alloc(c, (sg.want + 1) * sizeof(*reply->peers));
+	if (!reply->peers)
+		return call_nomem(c);
+	r = check(c, req, &cache, &address) ?:
+	    forget_silent(c, now) ?:
+	    remember(c, &cache, &address, now) ?:
+	    note_liars(c) ?:
+	    suggest(&sg, &cache);
+	if (r)
+		return r;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_PEER_ANNOUNCE;
+	c->reply.peer_announce = reply;
+	return 0;
+}
