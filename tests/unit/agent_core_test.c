@@ -370,7 +370,7 @@ static void answer_get(struct world *w, struct event *e, bool again)
 	}
 	if (!again && e->life == w->life)
 		w->gets_now--;
-	agent_get_done(w->agent, e->id, e->r, data, e->r ? 0 : BLOCK_SIZE);
+	agent_get_done(w->agent, e->id, e->r, false, data, e->r ? 0 : BLOCK_SIZE);
 }
 
 static void answer(struct world *w, struct event *e, bool again)
@@ -524,7 +524,7 @@ static void test_one_get_for_all_that_wait(void **state)
 	assert_int_equal(w->mapped, 2);
 	assert_int_equal(s.got_bytes, BLOCK_SIZE);
 	assert_int_equal(s.fetches, 3);
-	assert_int_equal(s.from_data, 3);
+	assert_int_equal(s.reads.count[FROM_DATA], 3);
 	assert_int_equal(s.waiting, 0);
 	assert_int_equal(s.flights, 0);
 	free_world(w);
@@ -541,7 +541,7 @@ static void test_zero_blocks_are_not_got(void **state)
 	agent_stats(w->agent, &s);
 	assert_int_equal(w->zeroed, 2);
 	assert_int_equal(s.got_bytes, 0);
-	assert_int_equal(s.from_zero, 2);
+	assert_int_equal(s.reads.count[FROM_ZERO], 2);
 	free_world(w);
 }
 
@@ -557,7 +557,7 @@ static void test_a_block_in_the_cache_is_mapped(void **state)
 	agent_stats(w->agent, &s);
 	assert_int_equal(w->published, 1);
 	assert_int_equal(w->mapped, 1);
-	assert_int_equal(s.from_cache, 1);
+	assert_int_equal(s.reads.count[FROM_CACHE], 1);
 	free_world(w);
 }
 

@@ -61,9 +61,11 @@ static void fill_core_stats(Vmdedup__AgentStatusReply *s, struct daemon *d)
 	s->clean = stats.clean;
 	s->fetches = stats.fetches;
 	s->fetch_bytes = stats.got_bytes;
-	s->from_cache = stats.from_cache;
-	s->from_zero = stats.from_zero;
-	s->from_data = stats.from_data;
+	s->from_cache = stats.reads.count[FROM_CACHE];
+	s->from_zero = stats.reads.count[FROM_ZERO];
+	s->from_data = stats.reads.count[FROM_DATA];
+	s->from_peer = stats.reads.count[FROM_PEER];
+	s->prefetched = stats.prefetched;
 	s->failed = stats.failed;
 	s->waiting = stats.waiting;
 	s->meta_ok = stats.meta_ok;

@@ -173,8 +173,32 @@ void agent_clean_slots(struct agent *a, const struct dm_dedup_clean_entry *slots
 		return;
 	for (i = 0; i < count; i++) {
 		memcpy(fp.b, slots[i].fp, FP_SIZE);
-		slots_set(a->slots, slots[i].slot, slots[i].seq, &fp);
+		slot_is_clean(a, slots[i].slot, slots[i].seq, &fp);
 	}
+}
+
+void agent_each_clean(struct agent *a, void (*visit)(void *arg, const struct fp *fp), void *arg)
+{
+	if (a->connected)
+		slots_each(a->slots, visit, arg);
+}
+
+void agent_slot_is_gone(struct agent *a, uint64_t slot, uint64_t seq)
+{
+	if (a->connected)
+		slots_drop(a->slots, slot, seq);
+}
+
+void slot_is_clean(struct agent *a, uint64_t slot, uint64_t seq, const struct fp *fp)
+{
+	slots_set(a->slots, slot, seq, fp);
+	if (a->ops->have)
+		a->ops->have(a->ctx, fp);
+}
+
+uint64_t agent_block_size(const struct agent *a)
+{
+	return a->connected ? 1ULL << a->hello.block_shift : 0;
 }
 
 bool agent_find_slot(struct agent *a, const struct fp *fp, uint64_t *slot, uint64_t *seq)
@@ -215,12 +239,13 @@ void agent_tick(struct agent *a)
 	uint64_t now = agent_now(a);
 
 	fetch_tick(a, now);
+	prefetch_tick(a, now);
 	volume_tick(a, now);
 }
 
 uint64_t agent_next_ns(struct agent *a)
 {
-	return MIN(fetch_next_ns(a), volume_next_ns(a));
+	return MIN(MIN(fetch_next_ns(a), volume_next_ns(a)), prefetch_next_ns(a));
 }
 
 void agent_stats(struct agent *a, struct agent_stats *stats)

@@ -76,6 +76,14 @@ struct agent_ops {
 	void (*image)(void *ctx, uint64_t id, const char *name);
 	void (*lease)(void *ctx, uint64_t id, const struct agent_lease *take);
 
+	/* A block is in a CLEAN slot now. NULL: nobody wants to know. */
+	void (*have)(void *ctx, const struct fp *fp);
+
+	/* Traces (prefetch.h). trace_get is answered by agent_trace_done(). NULL: there are none. */
+	void (*trace_get)(void *ctx, uint64_t id, const struct fp *root, const struct uuid *image);
+	void (*trace_put)(void *ctx, const struct fp *root, const struct uuid *image,
+			  const void *blocks, size_t len);
+
 	/* A volume wants to be pushed. */
 	void (*want_push)(void *ctx, uint64_t volume, enum agent_push_reason why);
 	/* An ephemeral volume's device has gone: RELEASE it with its data. */
@@ -87,13 +95,19 @@ struct agent_params {
 	unsigned int lookup_wait_s; /* LOOKUP and OPEN answer ETIMEDOUT after so long */
 };
 
+/* Misses by where their block came from. */
+enum agent_origin { FROM_CACHE, FROM_ZERO, FROM_DATA, FROM_PEER, NR_ORIGINS };
+struct agent_reads {
+	uint64_t count[NR_ORIGINS];
+	uint64_t wait_ns[NR_ORIGINS]; /* the sum */
+	uint64_t prefetched;	      /* blocks that came before anybody asked */
+};
+
 struct agent_stats {
 	uint64_t fetches;    /* upcalls answered */
-	uint64_t from_cache; /* of them by MAP of a slot that was here */
-	uint64_t from_zero;
-	uint64_t from_data;
 	uint64_t failed;
 	uint64_t stale;	     /* the answer no longer applied */
+	uint64_t prefetched; /* blocks published before anybody asked */
 	uint64_t got_bytes;
 	uint64_t retries;
 	uint64_t waiting;    /* misses now */
@@ -101,6 +115,7 @@ struct agent_stats {
 	uint64_t clean;	     /* slots in the index now */
 	bool meta_ok;	     /* as of the last answer */
 	bool data_ok;
+	struct agent_reads reads;
 	char trouble[176];   /* why the oldest miss waits; empty: nothing has failed */
 };
 
@@ -119,6 +134,16 @@ bool agent_is_connected(const struct agent *a);
 void agent_clean_slots(struct agent *a, const struct dm_dedup_clean_entry *slots, size_t count);
 /* The CLEAN slot that holds @fp, as far as this index knows. */
 bool agent_find_slot(struct agent *a, const struct fp *fp, uint64_t *slot, uint64_t *seq);
+/* All CLEAN slots, as far as this index knows. */
+void agent_each_clean(struct agent *a, void (*visit)(void *arg, const struct fp *fp), void *arg);
+/* A slot did not hold what the index says. */
+void agent_slot_is_gone(struct agent *a, uint64_t slot, uint64_t seq);
+uint64_t agent_block_size(const struct agent *a); /* bytes; 0: no cache yet */
+/* Somebody waits for @fp here, and it is being had from elsewhere. @data: NULL, or the block when it
+ * has come already: good until the core is called again. */
+bool agent_is_getting(struct agent *a, const struct fp *fp, const void **data, size_t *len);
+/* Images that are open here; how many there are, at most @max. */
+size_t agent_open_images(struct agent *a, struct uuid *images, size_t max);
 void agent_upcalls(struct agent *a, const struct dm_dedup_upcall *ups, size_t count);
 
 /* ---- answers ---- */
@@ -126,7 +151,9 @@ void agent_publish_done(struct agent *a, uint64_t id, int r, uint64_t slot, uint
 void agent_map_done(struct agent *a, uint64_t id, int r);
 void agent_resolve_done(struct agent *a, uint64_t id, int r, const struct fp *fp);
 /* Takes over @data (free()), one block that matched its fingerprint, when @r is 0. */
-void agent_get_done(struct agent *a, uint64_t id, int r, void *data, size_t len);
+void agent_get_done(struct agent *a, uint64_t id, int r, bool from_peer, void *data, size_t len);
+/* @len 0: there is no trace. */
+void agent_trace_done(struct agent *a, uint64_t id, int r, const void *blocks, size_t len);
 void agent_image_done(struct agent *a, uint64_t id, int r, const struct agent_image *image);
 void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_lease *lease);
 
@@ -143,6 +170,7 @@ void agent_ask_image(struct agent *a, const char *name,
 		     void (*done)(void *arg, int r, const struct agent_image *image), void *arg);
 void agent_stats(struct agent *a, struct agent_stats *stats);
 uint64_t agent_image_fetches(struct agent *a, const struct uuid *image);
+void agent_image_reads(struct agent *a, const struct uuid *image, struct agent_reads *reads);
 /* A volume was released: nothing of it is kept. */
 void agent_forget_volume(struct agent *a, const char *name);
 /* A device has the image open, or its OPEN is under way. */

@@ -5,6 +5,7 @@
 
 #include <sys/queue.h>
 #include "agent/core.h"
+#include "agent/prefetch.h"
 #include "agent/slots.h"
 
 #define NSEC_PER_SEC	  1000000000ULL
@@ -14,7 +15,7 @@
 #define HASH_BUCKETS	  4096 /* power of two */
 #define MAX_PREPARED	  64
 
-enum job_kind { JOB_WAIT, JOB_FLIGHT, JOB_ASK, JOB_VOLUME };
+enum job_kind { JOB_WAIT, JOB_FLIGHT, JOB_ASK, JOB_VOLUME, JOB_TRACE };
 
 /* An operation under way; stands in what waits for it. id 0: none. */
 struct job {
@@ -27,13 +28,15 @@ LIST_HEAD(job_list, job);
 
 struct flight;
 
-/* One miss of one volume. */
+/* One miss of one volume, or a block that is had ahead of one. */
 struct wait {
 	struct job job; /* its resolve, or the MAP of zeros */
 	uint64_t cookie, volume, block, size;
 	struct uuid image;
 	struct fp root;
 	bool readahead;
+	bool ahead; /* nobody has asked: no cookie; it is not tried again */
+	uint64_t began_ns;
 	struct flight *flight;
 	unsigned int attempt;
 	uint64_t retry_ns; /* 0: not on the retry list */
@@ -63,6 +66,7 @@ struct flight {
 	bool holds;	/* one of nr_gets */
 	bool dead;	/* the cache has gone: ends with the answer that it waits for */
 	bool have_slot;
+	bool from_peer; /* @data */
 	bool was_here;	/* the slot was in the index, and not published by this flight */
 	uint64_t slot, seq;
 	void *data;
@@ -99,6 +103,12 @@ struct volume {
 	uint64_t size;
 	uint64_t epoch;
 	uint32_t flags;
+	uint64_t id;	     /* the kernel's, as of the last upcall */
+	struct fp root;	     /* the same */
+	struct fp opened_root;
+	struct job trace;
+	struct prefetch prefetch;
+	struct agent_reads reads;
 	uint64_t fetches;
 	bool unconfirmed; /* the meta server has not vouched for the grant since it was opened */
 	unsigned int attempt;
@@ -129,6 +139,7 @@ struct agent {
 	struct flight_queue flight_retry;
 	struct flight_queue to_get[2]; /* demand, read-ahead */
 	unsigned int nr_gets, max_gets;
+	unsigned int nr_ahead; /* waits that nobody asked for */
 	struct ask_list asks;
 	struct volume_list volumes;
 	struct prepared prepared[MAX_PREPARED];
@@ -149,12 +160,16 @@ uint64_t job_start(struct agent *a, struct job *job, enum job_kind kind, void *o
 void job_end(struct agent *a, struct job *job);
 /* Ends operation @id. Its owner when it is one of @kind, NULL when nobody waits for it. */
 void *job_take(struct agent *a, uint64_t id, enum job_kind kind);
+/* Into the index, and on to who wants to know. */
+void slot_is_clean(struct agent *a, uint64_t slot, uint64_t seq, const struct fp *fp);
 uint64_t backoff(struct agent *a, unsigned int *attempt);
 void meta_answered(struct agent *a, int r, const char *what);
 void data_answered(struct agent *a, int r);
 
 /* fetch.c */
 void fetch_upcall(struct agent *a, const struct dm_dedup_upcall *up);
+/* Has a block of an open volume that nobody has asked for yet. False: there is no room now. */
+bool fetch_ahead(struct agent *a, struct volume *v, uint64_t block);
 void fetch_forget_all(struct agent *a);
 void fetch_free_dead(struct agent *a);
 void fetch_tick(struct agent *a, uint64_t now);

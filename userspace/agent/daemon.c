@@ -82,6 +82,7 @@ static void control_tick(void *ctx)
 		daemon_stop(d);
 		return;
 	}
+	daemon_peers_tick(d);
 	agent_stats(d->agent, &stats);
 	control_trouble(d, trouble, sizeof(trouble));
 	sd_notifyf(0, "WATCHDOG=1\nSTATUS=%s%s%s",
@@ -148,6 +149,15 @@ static int start_agent(struct daemon *d, struct error *err)
 		.max_get_bytes = GET_MEMORY,
 		.lookup_wait_s = LOOKUP_WAIT_S,
 	};
+	struct network_setup setup = {
+		.net = d->net,
+		.config = d->config,
+		.meta = d->meta,
+		.nodes = d->nodes,
+	};
+	CLEANUP_FREE char *folder = NULL;
+	struct peer_address self;
+	int r;
 
 	d->loop = loop_new();
 	if (!d->loop)
@@ -158,7 +168,15 @@ static int start_agent(struct daemon *d, struct error *err)
 	d->calls = pool_new(d->loop, "publish", CALL_THREADS);
 	if (!d->calls)
 		return error_set(err, -EAGAIN, "cannot start threads");
-	d->network = network_new(d->net, d->config, d->meta, d->loop, d->nodes, err);
+	r = daemon_listen(d, &self, err);
+	if (r)
+		return r;
+	setup.self = d->peer_server ? &self : NULL;
+	setup.loop = d->loop;
+	if (asprintf(&folder, "%s/agent", d->config->store) < 0)
+		return error_set(err, -ENOMEM, "out of memory");
+	setup.folder = folder;
+	d->network = network_new(&setup, err);
 	if (!d->network)
 		return err->code;
 	network_set_agent(d->network, d->agent);
@@ -308,6 +326,8 @@ struct daemon *daemon_new(const struct config *config, struct cache *cache, stru
 		r = start_pusher(d, err);
 	if (!r)
 		r = start_control(d, err);
+	if (!r)
+		r = daemon_serve_peers(d, err);
 	if (!r && d->cache)
 		r = daemon_start_cache(d, err);
 	if (r) {
@@ -365,6 +385,7 @@ bool daemon_free(struct daemon *d)
 		return true;
 	if (!end_threads(d))
 		return false;
+	peer_server_stop(d->peer_server);
 	if (d->network)
 		network_stop(d->network);
 	if (d->cache)
@@ -375,6 +396,8 @@ bool daemon_free(struct daemon *d)
 		loop_run(d->loop); /* the last answers; they free what was asked */
 	agent_free(d->agent);
 	network_free(d->network);
+	peer_server_free(d->peer_server);
+	host_filter_free(d->filter);
 	if (d->server)
 		net_server_free(d->server);
 	once_free(&d->once);

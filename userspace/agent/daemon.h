@@ -5,6 +5,7 @@
  *   loop        the core, the control socket, timers: everything that has state
  *   cache       waits for the cache's device, says HELLO, reads upcalls
  *   publish     a pool for the channel's calls
+ *   serve-peers, read-slots (peer_server.h)
  *   get-blocks, ask-meta (network.h), push and hash (pusher.h)
  *   meta, data  the embedded servers, where they are configured
  */
@@ -18,6 +19,7 @@
 #include "agent/loop.h"
 #include "agent/network.h"
 #include "agent/once.h"
+#include "agent/peer_server.h"
 #include "agent/pusher.h"
 #include "base/config.h"
 
@@ -34,6 +36,9 @@ struct daemon {
 	struct agent *agent;
 	struct cache *cache; /* NULL: servers only */
 	struct pusher *pusher;
+	struct host_filter *filter;
+	struct peer_server *peer_server; /* NULL: no peers */
+	uint64_t announce_ns, filter_ns; /* when each is due */
 	struct pool *calls;
 	struct net_server *server;
 	struct once once; /* the control socket's */
@@ -64,6 +69,13 @@ bool daemon_cache_has_ended(struct daemon *d);
 
 /* daemon_ops.c: struct agent_ops; ctx: struct daemon * */
 extern const struct agent_ops daemon_agent_ops;
+
+/* daemon_peers.c: peers of this host */
+int daemon_listen(struct daemon *d, struct peer_address *self, struct error *err);
+int daemon_serve_peers(struct daemon *d, struct error *err);
+void daemon_peers_tick(struct daemon *d);	      /* once a second, on the loop */
+void daemon_have(struct daemon *d, const struct fp *fp); /* a block is here now */
+void daemon_announce(struct daemon *d);
 
 /* control.c: the control socket */
 void control_handle(void *ctx, struct net_request *req);

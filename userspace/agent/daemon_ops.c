@@ -225,6 +225,27 @@ static void op_lease(void *ctx, uint64_t id, const struct agent_lease *take)
 	network_lease(d->network, id, &cache, d->host, take);
 }
 
+static void op_have(void *ctx, const struct fp *fp)
+{
+	daemon_have(ctx, fp);
+}
+
+static void op_trace_get(void *ctx, uint64_t id, const struct fp *root, const struct uuid *image)
+{
+	struct daemon *d = ctx;
+
+	network_trace_get(d->network, id, root, image);
+	daemon_announce(d); /* those who have it open as well are the best peers */
+}
+
+static void op_trace_put(void *ctx, const struct fp *root, const struct uuid *image,
+			 const void *blocks, size_t len)
+{
+	struct daemon *d = ctx;
+
+	network_trace_put(d->network, root, image, blocks, len);
+}
+
 static void op_want_push(void *ctx, uint64_t volume, enum agent_push_reason why)
 {
 	struct daemon *d = ctx;
@@ -267,6 +288,9 @@ const struct agent_ops daemon_agent_ops = {
 	.get = op_get,
 	.image = op_image,
 	.lease = op_lease,
+	.have = op_have,
+	.trace_get = op_trace_get,
+	.trace_put = op_trace_put,
 	.want_push = op_want_push,
 	.discard = op_discard,
 };

@@ -29,28 +29,48 @@ static void wait_free(struct agent *a, struct wait *w)
 	if (w->retry_ns)
 		TAILQ_REMOVE(&a->wait_retry, w, in_retry);
 	LIST_REMOVE(w, by_cookie);
-	a->stats.waiting--;
+	if (w->ahead)
+		a->nr_ahead--;
+	else
+		a->stats.waiting--;
 	free(w);
 }
 
 /* The kernel has its answer, or no longer wants one. */
-static void wait_end(struct agent *a, struct wait *w, uint64_t *provenance)
+static void wait_end(struct agent *a, struct wait *w, enum agent_origin from)
 {
 	struct volume *v = volume_find(a, &w->image);
+	uint64_t took = agent_now(a) - w->began_ns;
 
-	if (provenance == &a->stats.stale) {
-		a->stats.stale++;
+	if (w->ahead) {
+		a->stats.prefetched += from >= FROM_DATA;
+		if (v)
+			v->reads.prefetched += from >= FROM_DATA;
 	} else {
 		a->stats.fetches++;
-		(*provenance)++;
-		if (v)
+		a->stats.reads.count[from]++;
+		a->stats.reads.wait_ns[from] += took;
+		if (v) {
 			v->fetches++;
+			v->reads.count[from]++;
+			v->reads.wait_ns[from] += took;
+		}
 	}
+	wait_free(a, w);
+}
+
+static void wait_is_stale(struct agent *a, struct wait *w)
+{
+	a->stats.stale += !w->ahead;
 	wait_free(a, w);
 }
 
 static void wait_retry_later(struct agent *a, struct wait *w)
 {
+	if (w->ahead) {
+		wait_free(a, w);
+		return;
+	}
 	w->retry_ns = backoff(a, &w->attempt);
 	TAILQ_INSERT_TAIL(&a->wait_retry, w, in_retry);
 }
@@ -86,11 +106,12 @@ static void wait_map_zero(struct agent *a, struct wait *w)
 static void wait_zero_mapped(struct agent *a, struct wait *w, int r)
 {
 	if (!r)
-		wait_end(a, w, &a->stats.from_zero);
+		wait_end(a, w, FROM_ZERO);
 	else if (r == -ESTALE || r == -EEXIST)
-		wait_end(a, w, &a->stats.stale);
+		wait_is_stale(a, w);
 	else
 		wait_retry_later(a, w);
+	prefetch_more(a);
 }
 
 static struct wait *wait_find(struct agent *a, uint64_t cookie)
@@ -101,6 +122,41 @@ static struct wait *wait_find(struct agent *a, uint64_t cookie)
 		if (w->cookie == cookie)
 			return w;
 	return NULL;
+}
+
+bool fetch_ahead(struct agent *a, struct volume *v, uint64_t block)
+{
+	struct wait *w;
+
+	if (!a->connected || !(v->flags & DM_DEDUP_VOL_OPEN) || !v->id || a->nr_ahead >= a->max_gets / 4 * 3)
+		return false;
+	w = calloc(1, sizeof(*w));
+	if (!w)
+		return false;
+	w->volume = v->id;
+	w->block = block;
+	w->size = v->size;
+	w->image = v->image;
+	w->root = v->root;
+	w->readahead = w->ahead = true;
+	w->began_ns = agent_now(a);
+	LIST_INSERT_HEAD(wait_bucket(a, 0), w, by_cookie);
+	a->nr_ahead++;
+	wait_resolve(a, w);
+	return true;
+}
+
+/* What a miss tells about its volume, and what is likely to be missed next. */
+static void note_miss(struct agent *a, const struct wait *w)
+{
+	struct volume *v = volume_find(a, &w->image);
+
+	if (!v)
+		return;
+	v->id = w->volume;
+	v->root = w->root;
+	if (!w->readahead)
+		prefetch_missed(a, v, w->block);
 }
 
 void fetch_upcall(struct agent *a, const struct dm_dedup_upcall *up)
@@ -126,9 +182,11 @@ void fetch_upcall(struct agent *a, const struct dm_dedup_upcall *up)
 	memcpy(w->image.b, up->info.image, sizeof(w->image.b));
 	w->readahead = up->flags & DM_DEDUP_UP_READAHEAD;
 	memcpy(w->root.b, up->info.root, FP_SIZE);
+	w->began_ns = agent_now(a);
 	LIST_INSERT_HEAD(wait_bucket(a, w->cookie), w, by_cookie);
 	a->stats.waiting++;
 	wait_resolve(a, w);
+	note_miss(a, w);
 }
 
 /* ---- one fingerprint ---- */
@@ -187,8 +245,10 @@ static void start_gets(struct agent *a)
 	struct flight *f;
 	int i;
 
+	/* A quarter is kept for what somebody waits for. */
 	for (i = 0; i < 2; i++)
-		while (a->nr_gets < a->max_gets && (f = TAILQ_FIRST(&a->to_get[i]))) {
+		while (a->nr_gets < (i ? a->max_gets / 4 * 3 : a->max_gets) &&
+		       (f = TAILQ_FIRST(&a->to_get[i]))) {
 			flight_leave_queue(f);
 			f->state = FLIGHT_GETTING;
 			f->holds = true;
@@ -214,6 +274,7 @@ static void flight_free(struct agent *a, struct flight *f)
 	LIST_REMOVE(f, by_fp);
 	a->stats.flights--;
 	free(f);
+	prefetch_more(a);
 }
 
 static void flight_publish(struct agent *a, struct flight *f)
@@ -275,19 +336,29 @@ static void flight_step(struct agent *a, struct flight *f)
 	}
 }
 
+/* Nobody waits for what is had ahead: it is given up. */
 static void flight_retry_later(struct agent *a, struct flight *f)
 {
+	struct wait *w, *next;
+
+	for (w = TAILQ_FIRST(&f->waits); w; w = next) {
+		next = TAILQ_NEXT(w, in_flight);
+		if (!w->ahead)
+			continue;
+		TAILQ_REMOVE(&f->waits, w, in_flight);
+		wait_free(a, w);
+	}
 	f->retry_ns = backoff(a, &f->attempt);
 	flight_enter_queue(f, &a->flight_retry, FLIGHT_RETRY);
 }
 
-static void flight_end_first(struct agent *a, struct flight *f, uint64_t *provenance)
+static struct wait *flight_take_first(struct flight *f)
 {
 	struct wait *w = TAILQ_FIRST(&f->waits);
 
 	TAILQ_REMOVE(&f->waits, w, in_flight);
 	f->attempt = 0;
-	wait_end(a, w, provenance);
+	return w;
 }
 
 /* ---- answers ---- */
@@ -324,6 +395,11 @@ void agent_resolve_done(struct agent *a, uint64_t id, int r, const struct fp *fp
 	flight_step(a, f);
 }
 
+static enum agent_origin came_from(const struct flight *f)
+{
+	return f->from_peer ? FROM_PEER : FROM_DATA;
+}
+
 static bool flight_was_dead(struct agent *a, struct flight *f)
 {
 	if (!f->dead)
@@ -333,7 +409,16 @@ static bool flight_was_dead(struct agent *a, struct flight *f)
 	return true;
 }
 
-void agent_get_done(struct agent *a, uint64_t id, int r, void *data, size_t len)
+bool agent_is_getting(struct agent *a, const struct fp *fp, const void **data, size_t *len)
+{
+	const struct flight *f = flight_find(a, fp);
+
+	*data = f ? f->data : NULL;
+	*len = f ? f->len : 0;
+	return f && f->state != FLIGHT_RETRY;
+}
+
+void agent_get_done(struct agent *a, uint64_t id, int r, bool from_peer, void *data, size_t len)
 {
 	struct flight *f = job_take(a, id, JOB_FLIGHT);
 
@@ -356,6 +441,7 @@ void agent_get_done(struct agent *a, uint64_t id, int r, void *data, size_t len)
 	}
 	f->data = data;
 	f->len = len;
+	f->from_peer = from_peer;
 	f->attempt = 0;
 	a->stats.got_bytes += len;
 	flight_step(a, f);
@@ -369,17 +455,17 @@ void agent_publish_done(struct agent *a, uint64_t id, int r, uint64_t slot, uint
 		return;
 	switch (r) {
 	case 0:
-		slots_set(a->slots, slot, seq, &f->fp);
+		slot_is_clean(a, slot, seq, &f->fp);
 		f->have_slot = true;
 		f->was_here = false;
 		f->slot = slot;
 		f->seq = seq;
-		flight_end_first(a, f, &a->stats.from_data);
+		wait_end(a, flight_take_first(f), came_from(f));
 		break;
 	case -EEXIST:
 	case -ESTALE:
 	case -ENOENT:
-		flight_end_first(a, f, &a->stats.stale);
+		wait_is_stale(a, flight_take_first(f));
 		break;
 	case -ENOSPC: /* every slot is dirty or in use: only a push helps */
 		a->ops->want_push(a->ctx, 0, AGENT_PUSH_SPACE);
@@ -407,12 +493,11 @@ void agent_map_done(struct agent *a, uint64_t id, int r)
 		return;
 	switch (r) {
 	case 0:
-		flight_end_first(a, f,
-				 f->was_here || !f->data ? &a->stats.from_cache :
-							   &a->stats.from_data);
+		wait_end(a, flight_take_first(f),
+			 f->was_here || !f->data ? FROM_CACHE : came_from(f));
 		break;
 	case -EEXIST:
-		flight_end_first(a, f, &a->stats.stale);
+		wait_is_stale(a, flight_take_first(f));
 		break;
 	case -ESTALE:
 	case -ENOENT:
@@ -435,6 +520,7 @@ void fetch_tick(struct agent *a, uint64_t now)
 	struct flight *f, *next_f;
 	struct wait *w, *next_w;
 
+	prefetch_more(a);
 	/* What fails again goes to the tail with a later time: each is looked at once. */
 	for (w = TAILQ_FIRST(&a->wait_retry); w; w = next_w) {
 		next_w = TAILQ_NEXT(w, in_retry);

@@ -1,24 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
-#include <poll.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 #include "agent/network.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 
 #define META_THREADS	2
 #define OPEN_TIMEOUT_MS 2000
 #define META_TIMEOUT_MS 3000
-#define GET_TIMEOUT_MS	10000
+#define PEER_TTL_S	90
+#define MAX_LIARS	16
 /* After no answer, what queues is sent back at once for so long: each has its own interval to
  * try again, and an OPEN does not wait for the timeouts of a thousand misses before it. */
 #define DOWN_MS		1000
 
-enum request_kind { REQUEST_RESOLVE, REQUEST_IMAGE, REQUEST_LEASE, REQUEST_GET };
+enum request_kind {
+	REQUEST_RESOLVE,
+	REQUEST_IMAGE,
+	REQUEST_LEASE,
+	REQUEST_GET,
+	REQUEST_ANNOUNCE,
+	REQUEST_TRACE_GET,
+	REQUEST_TRACE_PUT,
+};
 
 struct request {
 	struct work work; /* ->done answers the core */
@@ -27,12 +37,14 @@ struct request {
 	enum request_kind kind;
 	uint64_t id;
 	int r;
-	/* RESOLVE, GET */
+	/* RESOLVE, TRACE_* */
 	struct fp root;
 	uint64_t size, block;
 	struct fp fp;
-	void *data;
+	void *data; /* of a trace; of images for ANNOUNCE */
 	size_t len;
+	/* GET */
+	struct getter_get get;
 	/* IMAGE */
 	char name[DM_DEDUP_NAME_SIZE];
 	struct agent_image image;
@@ -56,12 +68,13 @@ struct network {
 	struct loop *loop;
 	struct nodes *nodes;
 	struct agent *agent;
-	struct request_queue asks, gets;
-	int gets_fd;
+	struct request_queue asks;
+	struct getter *getter;
+	bool has_self;
+	struct peer_address self;
+	char *params_path;
 	pthread_t meta_threads[META_THREADS];
-	pthread_t get_thread;
 	unsigned int nr_meta_threads;
-	bool get_runs;
 	pthread_mutex_t params_lock; /* guards params and down_until */
 	uint64_t down_until;	     /* the meta server has just failed to answer */
 	bool have_params;
@@ -93,12 +106,12 @@ static bool queue_add(struct request_queue *q, struct request *req)
 	return !stopped;
 }
 
-static struct request *queue_take(struct request_queue *q, bool wait, bool *stopped)
+static struct request *queue_take(struct request_queue *q, bool *stopped)
 {
 	struct request *req;
 
 	pthread_mutex_lock(&q->lock);
-	while (wait && !q->first && !q->stop)
+	while (!q->first && !q->stop)
 		pthread_cond_wait(&q->some, &q->lock);
 	req = q->first;
 	if (req) {
@@ -153,12 +166,59 @@ const struct recipe_ops node_source_ops = { .get = source_get, .put = source_put
 
 /* ---- questions to the meta server ---- */
 
-static void remember_params(struct network *n, struct cluster *c)
+/* What a host must know to verify blocks, for a start without a meta server. Host order: it
+ * never travels, and may be deleted at any time. The domain's key is in it. */
+struct params_file {
+	char magic[8];
+	struct cluster_params params;
+};
+#define PARAMS_MAGIC "VDPARM1"
+
+static void save_params(struct network *n, const struct cluster_params *params)
 {
-	pthread_mutex_lock(&n->params_lock);
-	n->params = *cluster_params(c);
+	struct params_file file = { .magic = PARAMS_MAGIC };
+	CLEANUP_CLOSE int fd = -1;
+
+	if (!n->params_path)
+		return;
+	file.params = *params;
+	fd = open(n->params_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || write(fd, &file, sizeof(file)) != sizeof(file))
+		log_warn("cannot write %s: %s: this host cannot start without a meta server",
+			 n->params_path, strerror(errno));
+}
+
+static void load_params(struct network *n)
+{
+	struct params_file file;
+	CLEANUP_CLOSE int fd = n->params_path ? open(n->params_path, O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd < 0 || read(fd, &file, sizeof(file)) != sizeof(file) ||
+	    memcmp(file.magic, PARAMS_MAGIC, sizeof(file.magic)) ||
+	    file.params.domain_key_len > sizeof(file.params.domain_key))
+		return;
+	n->params = file.params;
 	n->have_params = true;
+}
+
+static bool remember_params(struct network *n, const struct cluster_params *params)
+{
+	bool changed;
+
+	pthread_mutex_lock(&n->params_lock);
+	changed = !n->have_params || memcmp(&n->params, params, sizeof(*params));
+	n->params = *params;
+	n->have_params = true;
+	if (changed)
+		save_params(n, params);
 	pthread_mutex_unlock(&n->params_lock);
+	return changed;
+}
+
+/* The getter's own thread knows them then, and n->getter may not be set yet. */
+static void getter_opened(void *ctx, const struct cluster_params *params)
+{
+	remember_params(ctx, params);
 }
 
 bool network_params(struct network *n, struct cluster_params *params)
@@ -173,17 +233,109 @@ bool network_params(struct network *n, struct cluster_params *params)
 	return have;
 }
 
-static int ask_resolve(struct cluster *c, struct request *req, struct error *err)
+static bool is_down(struct network *n)
 {
-	struct node_source source = {
-		.nodes = req->network->nodes,
-		.below = &cluster_recipe_ops,
-		.below_ctx = c,
-	};
-	const struct cluster_params *p = cluster_params(c);
+	bool down;
 
-	return recipe_lookup(&req->root, req->size, p->block_shift, p->algorithm, req->block,
-			     &node_source_ops, &source, &req->fp, err);
+	pthread_mutex_lock(&n->params_lock);
+	down = clock_mono_ns() < n->down_until;
+	pthread_mutex_unlock(&n->params_lock);
+	return down;
+}
+
+static void note_answer(struct network *n, int r)
+{
+	pthread_mutex_lock(&n->params_lock);
+	n->down_until = AGENT_IS_UNREACHABLE(r) ? clock_mono_ns() + DOWN_MS * 1000000ULL : 0;
+	pthread_mutex_unlock(&n->params_lock);
+	getter_meta_answers(n->getter, !AGENT_IS_UNREACHABLE(r));
+}
+
+static int need_cluster(struct network *n, struct cluster **c)
+{
+	struct error err = { 0 };
+	int r;
+
+	if (is_down(n))
+		return -ETIMEDOUT;
+	if (*c)
+		return 0;
+	*c = cluster_open(n->net, n->config, n->meta, "agent", OPEN_TIMEOUT_MS, &err);
+	r = *c ? 0 : err.code ? err.code : -ETIMEDOUT;
+	note_answer(n, r);
+	if (*c && remember_params(n, cluster_params(*c)))
+		getter_set_params(n->getter, cluster_params(*c));
+	return r;
+}
+
+/* ---- recipe nodes: from the meta server, else from peers ---- */
+
+struct far_nodes {
+	struct network *network;
+	struct cluster **cluster;
+};
+
+static int ask_node(struct cluster *c, const struct fp *hash, uint8_t out[RECIPE_NODE_MAX],
+		    size_t *len, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__NodeGet get = VMDEDUP__NODE_GET__INIT;
+	struct net_reply reply = { 0 };
+	struct fp seen;
+	int r;
+
+	get.hashes = (ProtobufCBinaryData){ FP_SIZE, (uint8_t *)hash->b };
+	req.body_case = VMDEDUP__REQUEST__BODY_NODE_GET;
+	req.node_get = &get;
+	r = cluster_call(c, &req, NULL, 0, META_TIMEOUT_MS, &reply, err);
+	if (!r && (reply.nr_frames != 1 || reply.frames[0].len > RECIPE_NODE_MAX))
+		r = error_set(err, -ENOENT, "the meta server does not know a recipe node");
+	if (!r) {
+		recipe_node_hash(reply.frames[0].data, reply.frames[0].len, &seen);
+		if (!fp_equal(&seen, hash))
+			r = error_set(err, -EBADMSG, "a recipe node does not match its hash");
+	}
+	if (!r) {
+		*len = reply.frames[0].len;
+		memcpy(out, reply.frames[0].data, *len);
+	}
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+static int far_get(void *ctx, const struct fp *hash, uint8_t out[RECIPE_NODE_MAX], size_t *len,
+		   struct error *err)
+{
+	struct far_nodes *f = ctx;
+	int r = need_cluster(f->network, f->cluster);
+
+	if (!r) {
+		r = ask_node(*f->cluster, hash, out, len, err);
+		note_answer(f->network, r);
+	}
+	if (r && !getter_node(f->network->getter, hash, out, len))
+		return 0;
+	return r ? error_set(err, r, "a recipe node cannot be had: %s", strerror(-r)) : 0;
+}
+
+static const struct recipe_ops far_ops = { .get = far_get };
+
+static int ask_resolve(struct network *n, struct cluster **c, struct request *req,
+		       struct error *err)
+{
+	struct far_nodes far = { n, c };
+	struct node_source source = { .nodes = n->nodes, .below = &far_ops, .below_ctx = &far };
+	struct cluster_params p;
+	int r = 0;
+
+	if (!network_params(n, &p)) {
+		r = need_cluster(n, c);
+		if (!r)
+			p = *cluster_params(*c);
+	}
+	return r ? r : recipe_lookup(&req->root, req->size, p.block_shift, p.algorithm, req->block,
+				     &node_source_ops, &source, &req->fp, err);
 }
 
 static void copy_uuid(struct uuid *to, const ProtobufCBinaryData *from)
@@ -254,21 +406,113 @@ int network_take_lease(struct cluster *c, const struct uuid *cache, const char *
 	return r;
 }
 
-static int answer_ask(struct cluster *c, struct request *req)
+/* ---- peers and traces ---- */
+
+static int ask_announce(struct network *n, struct cluster *c, struct request *req,
+			struct error *err)
+{
+	char liars[MAX_LIARS][PEER_ENDPOINT_MAX], *liar_texts[MAX_LIARS];
+	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
+	Vmdedup__PeerAnnounce say = VMDEDUP__PEER_ANNOUNCE__INIT;
+	struct peer_address peers[PEERS_SET];
+	Vmdedup__PeerAddress self;
+	struct net_reply reply = { 0 };
+	size_t i, nr = 0;
+	int r;
+
+	peer_address_give(&n->self, &self);
+	say.cache = (ProtobufCBinaryData){ sizeof(req->cache.b), req->cache.b };
+	say.address = &self;
+	say.host = req->host;
+	say.rack = n->config->rack ? n->config->rack : (char *)"";
+	say.ttl_s = PEER_TTL_S;
+	say.images = (ProtobufCBinaryData){ req->len, req->data };
+	say.want = PEERS_SET;
+	say.n_liars = getter_liars(n->getter, liars, MAX_LIARS);
+	for (i = 0; i < say.n_liars; i++)
+		liar_texts[i] = liars[i];
+	say.liars = liar_texts;
+	msg.body_case = VMDEDUP__REQUEST__BODY_PEER_ANNOUNCE;
+	msg.peer_announce = &say;
+	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
+	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_PEER_ANNOUNCE)
+		r = error_set(err, -EPROTO, "the meta server knows no peers");
+	for (i = 0; !r && i < reply.header->peer_announce->n_peers && nr < PEERS_SET; i++)
+		if (!peer_address_take(reply.header->peer_announce->peers[i], &peers[nr]))
+			nr++;
+	if (nr)
+		getter_suggest(n->getter, peers, nr);
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+static int ask_trace_get(struct cluster *c, struct request *req, struct error *err)
+{
+	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
+	Vmdedup__TraceGet get = VMDEDUP__TRACE_GET__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	get.root = (ProtobufCBinaryData){ FP_SIZE, req->root.b };
+	get.image = (ProtobufCBinaryData){ sizeof(req->image.uuid.b), req->image.uuid.b };
+	msg.body_case = VMDEDUP__REQUEST__BODY_TRACE_GET;
+	msg.trace_get = &get;
+	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
+	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_TRACE_GET)
+		r = error_set(err, -EPROTO, "the meta server knows no traces");
+	if (!r) {
+		req->len = reply.header->trace_get->blocks.len;
+		req->data = malloc(req->len + 1);
+		if (!req->data)
+			r = -ENOMEM;
+		else if (req->len)
+			memcpy(req->data, reply.header->trace_get->blocks.data, req->len);
+	}
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+static int ask_trace_put(struct cluster *c, struct request *req, struct error *err)
+{
+	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
+	Vmdedup__TracePut put = VMDEDUP__TRACE_PUT__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	put.root = (ProtobufCBinaryData){ FP_SIZE, req->root.b };
+	put.image = (ProtobufCBinaryData){ sizeof(req->image.uuid.b), req->image.uuid.b };
+	put.blocks = (ProtobufCBinaryData){ req->len, req->data };
+	msg.body_case = VMDEDUP__REQUEST__BODY_TRACE_PUT;
+	msg.trace_put = &put;
+	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+static int answer_ask(struct network *n, struct cluster *c, struct request *req)
 {
 	struct error err = { 0 };
 	int r;
 
 	switch (req->kind) {
-	case REQUEST_RESOLVE:
-		r = ask_resolve(c, req, &err);
-		break;
 	case REQUEST_IMAGE:
 		r = ask_image(c, req, &err);
 		break;
 	case REQUEST_LEASE:
 		r = network_take_lease(c, &req->cache, req->host, &req->lease, META_TIMEOUT_MS,
 				       &err);
+		break;
+	case REQUEST_ANNOUNCE:
+		r = ask_announce(n, c, req, &err);
+		break;
+	case REQUEST_TRACE_GET:
+		r = ask_trace_get(c, req, &err);
+		break;
+	case REQUEST_TRACE_PUT:
+		r = ask_trace_put(c, req, &err);
 		break;
 	default:
 		r = -EINVAL;
@@ -279,40 +523,22 @@ static int answer_ask(struct cluster *c, struct request *req)
 	return r;
 }
 
-static bool is_down(struct network *n)
-{
-	bool down;
-
-	pthread_mutex_lock(&n->params_lock);
-	down = clock_mono_ns() < n->down_until;
-	pthread_mutex_unlock(&n->params_lock);
-	return down;
-}
-
-static void note_answer(struct network *n, int r)
-{
-	pthread_mutex_lock(&n->params_lock);
-	n->down_until = AGENT_IS_UNREACHABLE(r) ? clock_mono_ns() + DOWN_MS * 1000000ULL : 0;
-	pthread_mutex_unlock(&n->params_lock);
-}
-
-static int open_and_answer(struct network *n, struct cluster **c, struct request *req)
+static int answer(struct network *n, struct cluster **c, struct request *req)
 {
 	struct error err = { 0 };
-	int r = 0;
+	int r;
 
-	if (is_down(n))
-		return -ETIMEDOUT;
-	if (!*c) {
-		*c = cluster_open(n->net, n->config, n->meta, "agent", OPEN_TIMEOUT_MS, &err);
-		if (*c)
-			remember_params(n, *c);
-		else
-			r = err.code ? err.code : -ETIMEDOUT;
+	if (req->kind == REQUEST_RESOLVE) {
+		r = ask_resolve(n, c, req, &err);
+		if (r && !AGENT_IS_UNREACHABLE(r))
+			log_warn("%s", err.text);
+		return r;
 	}
-	if (!r)
-		r = answer_ask(*c, req);
-	note_answer(n, r);
+	r = need_cluster(n, c);
+	if (!r) {
+		r = answer_ask(n, *c, req);
+		note_answer(n, r);
+	}
 	return r;
 }
 
@@ -323,92 +549,13 @@ static void *meta_thread(void *arg)
 	struct request *req;
 	bool stopped;
 
-	while ((req = queue_take(&n->asks, true, &stopped))) {
-		req->r = stopped ? -ECANCELED : open_and_answer(n, &c, req);
+	while ((req = queue_take(&n->asks, &stopped))) {
+		req->r = stopped ? -ECANCELED : answer(n, &c, req);
 		loop_post(n->loop, &req->work);
 	}
 	if (c)
 		cluster_close(c);
 	return NULL;
-}
-
-/* ---- blocks ---- */
-
-static void got_block(void *arg, int r, const void *data, size_t len)
-{
-	struct request *req = arg;
-
-	if (!r) {
-		req->data = malloc(len);
-		if (req->data)
-			memcpy(req->data, data, len);
-		else
-			r = -ENOMEM;
-	}
-	req->len = len;
-	req->r = r;
-	loop_post(req->network->loop, &req->work);
-}
-
-static void submit_gets(struct network *n, struct cluster *c, int refuse_with, bool *stopped)
-{
-	struct request *req;
-	int r;
-
-	while ((req = queue_take(&n->gets, false, stopped))) {
-		r = *stopped ? -ECANCELED : refuse_with;
-		if (!r)
-			r = cluster_get_submit(c, &req->fp, GET_TIMEOUT_MS, got_block, req);
-		if (r)
-			got_block(req, r, NULL, 0);
-	}
-}
-
-static void drain_wakes(struct network *n)
-{
-	uint64_t count;
-
-	if (read(n->gets_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
-		log_error("cannot read an eventfd: %s", strerror(errno));
-}
-
-static void *get_thread(void *arg)
-{
-	struct network *n = arg;
-	struct cluster *c = NULL;
-	struct pollfd wake = { .fd = n->gets_fd, .events = POLLIN };
-	struct error err;
-	bool stopped = false;
-
-	while (!stopped) {
-		if (!c) {
-			err.code = 0;
-			c = cluster_open(n->net, n->config, n->meta, "agent", OPEN_TIMEOUT_MS,
-					 &err);
-			if (!c) {
-				drain_wakes(n);
-				submit_gets(n, NULL, err.code ? err.code : -ETIMEDOUT, &stopped);
-				poll(&wake, 1, DOWN_MS);
-				continue;
-			}
-			remember_params(n, c);
-			cluster_watch_fd(c, n->gets_fd);
-		}
-		cluster_run(c, -1);
-		drain_wakes(n);
-		submit_gets(n, c, 0, &stopped);
-	}
-	if (c)
-		cluster_close(c);
-	return NULL;
-}
-
-static void wake_gets(struct network *n)
-{
-	const uint64_t one = 1;
-
-	if (write(n->gets_fd, &one, sizeof(one)) < 0)
-		return; /* only when the counter is full: then it is readable */
 }
 
 /* ---- the loop's side ---- */
@@ -429,9 +576,17 @@ static void answer_core(struct work *w)
 		agent_lease_done(a, req->id, req->r, &req->lease);
 		break;
 	case REQUEST_GET:
-		agent_get_done(a, req->id, req->r, req->data, req->len);
+		agent_get_done(a, req->id, req->get.r, req->get.from == SOURCE_PEER, req->get.data,
+			       req->get.len);
+		break;
+	case REQUEST_TRACE_GET:
+		agent_trace_done(a, req->id, req->r, req->data, req->len);
+		break;
+	case REQUEST_ANNOUNCE:
+	case REQUEST_TRACE_PUT:
 		break;
 	}
+	free(req->data);
 	free(req);
 }
 
@@ -450,9 +605,9 @@ static struct request *request_new(struct network *n, enum request_kind kind, ui
 	return req;
 }
 
-static void request_submit(struct network *n, struct request_queue *q, struct request *req)
+static void request_submit(struct network *n, struct request *req)
 {
-	if (queue_add(q, req))
+	if (queue_add(&n->asks, req))
 		return;
 	req->r = -ECANCELED;
 	loop_post(n->loop, &req->work);
@@ -476,7 +631,14 @@ void network_resolve(struct network *n, uint64_t id, const struct fp *root, uint
 		loop_post(n->loop, &req->work);
 		return;
 	}
-	request_submit(n, &n->asks, req);
+	request_submit(n, req);
+}
+
+static void got_block(struct getter_get *get)
+{
+	struct request *req = (struct request *)((char *)get - offsetof(struct request, get));
+
+	loop_post(req->network->loop, &req->work);
 }
 
 void network_get(struct network *n, uint64_t id, const struct fp *fp)
@@ -485,9 +647,62 @@ void network_get(struct network *n, uint64_t id, const struct fp *fp)
 
 	if (!req)
 		return;
-	req->fp = *fp;
-	request_submit(n, &n->gets, req);
-	wake_gets(n);
+	req->get.fp = *fp;
+	req->get.done = got_block;
+	getter_get(n->getter, &req->get);
+}
+
+void network_announce(struct network *n, const struct uuid *cache, const char *host,
+		      const struct uuid *images, size_t nr)
+{
+	struct request *req = n->has_self ? request_new(n, REQUEST_ANNOUNCE, 0) : NULL;
+
+	if (!req)
+		return;
+	req->cache = *cache;
+	strncpy(req->host, host, sizeof(req->host) - 1);
+	req->data = malloc(nr * sizeof(*images) + 1);
+	if (req->data) {
+		req->len = nr * sizeof(*images);
+		memcpy(req->data, images, req->len);
+	}
+	request_submit(n, req);
+}
+
+void network_trace_get(struct network *n, uint64_t id, const struct fp *root,
+		       const struct uuid *image)
+{
+	struct request *req = request_new(n, REQUEST_TRACE_GET, id);
+
+	if (!req)
+		return;
+	req->root = *root;
+	req->image.uuid = *image;
+	request_submit(n, req);
+}
+
+void network_trace_put(struct network *n, const struct fp *root, const struct uuid *image,
+		       const void *blocks, size_t len)
+{
+	struct request *req = request_new(n, REQUEST_TRACE_PUT, 0);
+
+	if (!req)
+		return;
+	req->root = *root;
+	req->image.uuid = *image;
+	req->data = malloc(len + 1);
+	if (!req->data) {
+		free(req);
+		return;
+	}
+	memcpy(req->data, blocks, len);
+	req->len = len;
+	request_submit(n, req);
+}
+
+struct getter *network_getter(struct network *n)
+{
+	return n->getter;
 }
 
 void network_image(struct network *n, uint64_t id, const char *name)
@@ -497,7 +712,7 @@ void network_image(struct network *n, uint64_t id, const char *name)
 	if (!req)
 		return;
 	strncpy(req->name, name, sizeof(req->name) - 1);
-	request_submit(n, &n->asks, req);
+	request_submit(n, req);
 }
 
 void network_lease(struct network *n, uint64_t id, const struct uuid *cache, const char *host,
@@ -510,7 +725,7 @@ void network_lease(struct network *n, uint64_t id, const struct uuid *cache, con
 	req->cache = *cache;
 	strncpy(req->host, host, sizeof(req->host) - 1);
 	req->lease = *take;
-	request_submit(n, &n->asks, req);
+	request_submit(n, req);
 }
 
 /* ---- life ---- */
@@ -530,66 +745,88 @@ static int start_threads(struct network *n)
 		pthread_setname_np(n->meta_threads[i], "ask-meta");
 		n->nr_meta_threads++;
 	}
-	if (pthread_create(&n->get_thread, NULL, get_thread, n))
-		return -EAGAIN;
-	pthread_setname_np(n->get_thread, "get-blocks");
-	n->get_runs = true;
 	return 0;
 }
 
-struct network *network_new(struct net_ctx *net, const struct config *config, const char *meta,
-			    struct loop *loop, struct nodes *nodes, struct error *err)
+static char *path_of(const char *folder, const char *name)
+{
+	char *path;
+
+	return folder && asprintf(&path, "%s/%s", folder, name) >= 0 ? path : NULL;
+}
+
+struct network *network_new(const struct network_setup *in, struct error *err)
 {
 	struct network *n = calloc(1, sizeof(*n));
+	CLEANUP_FREE char *peers_path = path_of(in->folder, "peers.cache");
+	struct getter_params gp = {
+		.net = in->net,
+		.config = in->config,
+		.peers_path = peers_path,
+		.opened = getter_opened,
+		.ctx = n,
+	};
 
 	if (!n) {
 		error_set(err, -ENOMEM, "out of memory");
 		return NULL;
 	}
-	n->net = net;
-	n->config = config;
-	n->loop = loop;
-	n->nodes = nodes;
+	n->net = in->net;
+	n->config = in->config;
+	n->loop = in->loop;
+	n->nodes = in->nodes;
 	pthread_mutex_init(&n->params_lock, NULL);
 	queue_init(&n->asks);
-	queue_init(&n->gets);
-	n->meta = strdup(meta);
-	n->gets_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	if (!n->meta || n->gets_fd < 0 || start_threads(n)) {
+	n->params_path = path_of(in->folder, "cluster.cache");
+	load_params(n);
+	n->has_self = in->self;
+	if (in->self)
+		n->self = *in->self;
+	gp.self = in->self ? &n->self : NULL;
+	n->meta = strdup(in->meta);
+	gp.meta = n->meta;
+	if (!n->meta) {
+		error_set(err, -ENOMEM, "out of memory");
+		goto free_network;
+	}
+	n->getter = getter_new(&gp, err);
+	if (!n->getter)
+		goto free_network;
+	if (n->have_params)
+		getter_set_params(n->getter, &n->params);
+	if (start_threads(n)) {
 		error_set(err, -EAGAIN, "cannot start the threads of the network");
-		network_stop(n);
-		network_free(n);
-		return NULL;
+		goto free_network;
 	}
 	return n;
+
+free_network:
+	if (n->getter)
+		network_stop(n);
+	network_free(n);
+	return NULL;
 }
 
 void network_stop(struct network *n)
 {
 	unsigned int i;
 
+	getter_stop(n->getter);
 	queue_stop(&n->asks);
-	queue_stop(&n->gets);
-	wake_gets(n);
 	for (i = 0; i < n->nr_meta_threads; i++)
 		pthread_join(n->meta_threads[i], NULL);
-	if (n->get_runs)
-		pthread_join(n->get_thread, NULL);
 	n->nr_meta_threads = 0;
-	n->get_runs = false;
 }
 
 void network_free(struct network *n)
 {
 	if (!n)
 		return;
-	if (n->gets_fd >= 0)
-		close(n->gets_fd);
+	getter_free(n->getter);
 	pthread_mutex_destroy(&n->params_lock);
 	pthread_mutex_destroy(&n->asks.lock);
 	pthread_cond_destroy(&n->asks.some);
-	pthread_mutex_destroy(&n->gets.lock);
-	pthread_cond_destroy(&n->gets.some);
+	free(n->params_path);
 	free(n->meta);
 	free(n);
 }

@@ -123,6 +123,18 @@ bool slots_find(const struct slots *s, const struct fp *fp, uint64_t *slot, uint
 	return false;
 }
 
+void slots_each(const struct slots *s, void (*visit)(void *arg, const struct fp *fp), void *arg)
+{
+	uint64_t i, left = s->count;
+
+	for (i = 0; i < s->nr_slots && left; i++) {
+		if (!s->entries[i].seq)
+			continue;
+		visit(arg, &s->entries[i].fp);
+		left--;
+	}
+}
+
 uint64_t slots_count(const struct slots *s)
 {
 	return s->count;

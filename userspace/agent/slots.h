@@ -19,6 +19,7 @@ void slots_set(struct slots *s, uint64_t slot, uint64_t seq, const struct fp *fp
 /* Forget it, unless the slot has another sequence by now. */
 void slots_drop(struct slots *s, uint64_t slot, uint64_t seq);
 bool slots_find(const struct slots *s, const struct fp *fp, uint64_t *slot, uint64_t *seq);
+void slots_each(const struct slots *s, void (*visit)(void *arg, const struct fp *fp), void *arg);
 uint64_t slots_count(const struct slots *s);
 
 #endif

@@ -47,11 +47,14 @@ int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info)
 	v->size = info->size;
 	v->epoch = info->lease_epoch;
 	v->flags = info->flags;
+	v->id = info->volume;
+	memcpy(v->root.b, info->root, FP_SIZE);
 	return 0;
 }
 
 static void volume_free(struct agent *a, struct volume *v)
 {
+	prefetch_ended(a, v, false);
 	job_end(a, &v->confirm);
 	LIST_REMOVE(v, link);
 	free(v);
@@ -92,6 +95,24 @@ bool agent_opens_image(struct agent *a, const struct uuid *image)
 		    !memcmp(ask->info.image, image->b, sizeof(image->b)))
 			return true;
 	return v && v->flags & DM_DEDUP_VOL_OPEN;
+}
+
+size_t agent_open_images(struct agent *a, struct uuid *images, size_t max)
+{
+	struct volume *v;
+	size_t n = 0;
+
+	LIST_FOREACH(v, &a->volumes, link)
+		if (v->flags & DM_DEDUP_VOL_OPEN && n < max)
+			images[n++] = v->image;
+	return n;
+}
+
+void agent_image_reads(struct agent *a, const struct uuid *image, struct agent_reads *reads)
+{
+	struct volume *v = volume_find(a, image);
+
+	*reads = v ? v->reads : (struct agent_reads){ 0 };
 }
 
 bool agent_writes_image(struct agent *a, const struct uuid *image)
@@ -242,6 +263,7 @@ static void reply_open(struct agent *a, struct ask *ask, const struct fp *root, 
 	memcpy(image.b, ask->info.image, sizeof(image.b));
 	ask->info.size = size;
 	ask->info.lease_epoch = epoch;
+	memcpy(ask->info.root, root->b, FP_SIZE);
 	ask->info.flags |= DM_DEDUP_VOL_OPEN;
 	if (epoch)
 		ask->info.flags |= DM_DEDUP_VOL_GRANTED;
@@ -254,6 +276,9 @@ static void reply_open(struct agent *a, struct ask *ask, const struct fp *root, 
 	prepared_drop(a, ask->info.name);
 	a->ops->reply(a->ctx, ask->cookie, 0, &info);
 	ask_free(a, ask);
+	v = volume_find(a, &image);
+	if (v)
+		prefetch_opened(a, v, root);
 }
 
 /* The grant stands in the record of the cache: enough to go on without the meta server. */
@@ -435,6 +460,7 @@ static void volume_closed(struct agent *a, const struct dm_dedup_volume_info *in
 	if (v) {
 		v->flags &= ~DM_DEDUP_VOL_OPEN;
 		v->unconfirmed = false;
+		prefetch_ended(a, v, true);
 	}
 	if (info->flags & DM_DEDUP_VOL_EPHEMERAL)
 		a->ops->discard(a->ctx, info->volume, info->lease_epoch);

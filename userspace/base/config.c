@@ -34,6 +34,8 @@ static const struct key {
 	{ "agent", "cache", PATH, offsetof(struct config, cache) },
 	{ "agent", "cache_file", PATH, offsetof(struct config, cache_file) },
 	{ "agent", "cache_file_size", SIZE, offsetof(struct config, cache_file_size) },
+	{ "agent", "listen", ENDPOINT, offsetof(struct config, agent_listen) },
+	{ "agent", "endpoint", ENDPOINT, offsetof(struct config, agent_endpoint) },
 	{ "agent", "push_age", SECONDS, offsetof(struct config, push_age_s) },
 	{ "agent", "push_bytes", SIZE, offsetof(struct config, push_bytes) },
 	{ "curve", "secret", PATH, offsetof(struct config, curve_secret) },

@@ -1,0 +1,584 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include "agent/peer_server.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "data/redirect.h"
+#include "proto/limits.h"
+
+#define READ_THREADS	 2
+#define REDIRECT_BLOCKS	 16384
+#define ALIGNMENT	 4096
+#define MAX_OTHERS	 8
+#define FILTER_FRAME	 (1U << 20)
+
+/* What is on its way out. Outlives the server: ZeroMQ may hold frames for longer. */
+struct uploads {
+	atomic_uint refs;
+	_Atomic uint64_t bytes;
+	struct {
+		char who[160]; /* the server's thread's */
+		atomic_uint blocks;
+	} peers[UPLOAD_PEERS];
+};
+
+struct sent {
+	struct uploads *uploads;
+	unsigned int peer;
+	size_t len;
+};
+
+struct piece {
+	struct fp fp;
+	int r;
+	uint64_t slot, seq;
+	void *data;
+	size_t len;
+	struct sent *sent;
+	uint32_t named[REDIRECT_NAMES];
+	uint8_t nr_named;
+};
+
+struct upload {
+	struct work work; /* ->run reads the slots */
+	struct peer_server *server;
+	struct net_request *req;
+	struct upload *next;
+	size_t block_size;
+	size_t nr;
+	struct redirected *redirected;
+	struct piece pieces[];
+};
+
+struct peer_server {
+	struct net_server *server;
+	struct peer_server_params params;
+	pthread_t thread;
+	bool runs;
+	struct pool *pool;
+	int done_fd;
+	struct uploads *uploads;
+	struct redirect *redirect;
+	pthread_mutex_t lock; /* guards the rest */
+	struct upload *done, **last_done;
+	struct peer_server_stats stats;
+};
+
+/* ---- what is on its way out ---- */
+
+static void uploads_put(struct uploads *u)
+{
+	if (atomic_fetch_sub(&u->refs, 1) == 1)
+		free(u);
+}
+
+static void sent_free(struct sent *sent)
+{
+	atomic_fetch_sub(&sent->uploads->bytes, sent->len);
+	atomic_fetch_sub(&sent->uploads->peers[sent->peer].blocks, 1);
+	uploads_put(sent->uploads);
+	free(sent);
+}
+
+/* On any thread, ZeroMQ's too. */
+static void frame_sent(void *data, void *hint)
+{
+	free(data);
+	sent_free(hint);
+}
+
+/* The place of @who, or -1: too many are being served. */
+static int place_of(struct uploads *u, const char *who)
+{
+	int i, free_place = -1;
+
+	for (i = 0; i < UPLOAD_PEERS; i++) {
+		bool busy = atomic_load(&u->peers[i].blocks);
+
+		if (busy && !strncmp(u->peers[i].who, who, sizeof(u->peers[i].who) - 1))
+			return i;
+		if (!busy && free_place < 0)
+			free_place = i;
+	}
+	if (free_place >= 0)
+		snprintf(u->peers[free_place].who, sizeof(u->peers[0].who), "%s", who);
+	return free_place;
+}
+
+/* NULL: more than its share, or than anybody's. */
+static struct sent *admit(struct peer_server *s, const char *who, size_t len)
+{
+	struct uploads *u = s->uploads;
+	struct sent *sent;
+	int place = place_of(u, who);
+
+	if (place < 0 || atomic_load(&u->peers[place].blocks) >= UPLOAD_BLOCKS ||
+	    atomic_load(&u->bytes) >= UPLOAD_BYTES)
+		return NULL;
+	sent = malloc(sizeof(*sent));
+	if (!sent)
+		return NULL;
+	*sent = (struct sent){ u, (unsigned int)place, len };
+	atomic_fetch_add(&u->refs, 1);
+	atomic_fetch_add(&u->bytes, len);
+	atomic_fetch_add(&u->peers[place].blocks, 1);
+	return sent;
+}
+
+/* ---- replies, on the server's thread ---- */
+
+static void upload_free(struct upload *up)
+{
+	size_t i;
+
+	for (i = 0; i < up->nr; i++) {
+		free(up->pieces[i].data);
+		if (up->pieces[i].sent)
+			sent_free(up->pieces[i].sent);
+	}
+	free(up->redirected);
+	free(up);
+}
+
+static void count(struct peer_server *s, const struct upload *up)
+{
+	size_t i;
+
+	pthread_mutex_lock(&s->lock);
+	for (i = 0; i < up->nr; i++) {
+		s->stats.blocks += !up->pieces[i].r;
+		s->stats.bytes += up->pieces[i].r ? 0 : up->pieces[i].len;
+		s->stats.redirects += up->pieces[i].r == -EREMOTE;
+		s->stats.refused += up->pieces[i].r == -EBUSY;
+		s->stats.not_here += up->pieces[i].r == -ENOENT;
+		s->stats.on_way += up->pieces[i].r == -EINPROGRESS;
+	}
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void reply_blocks(struct peer_server *s, struct upload *up)
+{
+	Vmdedup__BlockHead heads[UPLOAD_REQUEST], *pointers[UPLOAD_REQUEST];
+	Vmdedup__PeerAddress peers[REDIRECT_MAX_NAMED], *peer_pointers[REDIRECT_MAX_NAMED];
+	Vmdedup__GetReply get = VMDEDUP__GET_REPLY__INIT;
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	struct net_frame frames[UPLOAD_REQUEST];
+	size_t i, nr = 0;
+
+	count(s, up);
+	for (i = 0; i < up->nr; i++) {
+		struct piece *p = &up->pieces[i];
+
+		vmdedup__block_head__init(&heads[i]);
+		pointers[i] = &heads[i];
+		heads[i].fingerprint = (ProtobufCBinaryData){ FP_SIZE, p->fp.b };
+		heads[i].error = -p->r;
+		heads[i].redirect = p->named;
+		heads[i].n_redirect = p->r == -EREMOTE ? p->nr_named : 0;
+		if (p->r)
+			continue;
+		heads[i].raw_size = (uint32_t)p->len;
+		frames[nr++] = (struct net_frame){ p->data, p->len, frame_sent, p->sent };
+		p->data = NULL;
+		p->sent = NULL;
+	}
+	for (i = 0; up->redirected && i < up->redirected->nr; i++) {
+		peer_address_give(&up->redirected->peers[i], &peers[i]);
+		peer_pointers[get.n_peers++] = &peers[i];
+	}
+	get.peers = peer_pointers;
+	get.n_blocks = up->nr;
+	get.blocks = pointers;
+	reply.body_case = VMDEDUP__REPLY__BODY_PEER_GET;
+	reply.peer_get = &get;
+	net_reply_send(up->req, &reply, frames, nr);
+	upload_free(up);
+}
+
+static void on_done(void *arg)
+{
+	struct peer_server *s = arg;
+	struct upload *up, *next;
+	uint64_t n;
+
+	if (read(s->done_fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
+		log_error("cannot read an eventfd: %s", strerror(errno));
+	pthread_mutex_lock(&s->lock);
+	up = s->done;
+	s->done = NULL;
+	s->last_done = &s->done;
+	pthread_mutex_unlock(&s->lock);
+	for (; up; up = next) {
+		next = up->next;
+		reply_blocks(s, up);
+	}
+}
+
+/* ---- on the loop, and on the threads that read ---- */
+
+static void upload_done(struct work *w)
+{
+	struct upload *up = (struct upload *)w;
+	struct peer_server *s = up->server;
+	const uint64_t one = 1;
+
+	up->next = NULL;
+	pthread_mutex_lock(&s->lock);
+	*s->last_done = up;
+	s->last_done = &up->next;
+	pthread_mutex_unlock(&s->lock);
+	if (write(s->done_fd, &one, sizeof(one)) < 0)
+		return; /* only when the counter is full: then it is readable */
+}
+
+/* The slot may have been evicted, and filled with another block, while it was read. */
+static bool still_holds(struct cache *c, const struct piece *p)
+{
+	struct dm_dedup_clean_entry e;
+	uint64_t cursor = p->slot;
+	size_t n = 1;
+
+	return !c->ops->list_clean(c, &cursor, &e, &n) && n == 1 && e.slot == p->slot &&
+	       e.seq == p->seq && !memcmp(e.fp, p->fp.b, FP_SIZE);
+}
+
+static void read_piece(struct cache *c, struct piece *p, size_t block_size)
+{
+	if (posix_memalign(&p->data, ALIGNMENT, block_size)) {
+		p->data = NULL;
+		p->r = -EBUSY;
+		return;
+	}
+	p->len = block_size;
+	if (c->ops->read_slot(c, p->slot, p->data) || !still_holds(c, p))
+		p->r = -ENOENT;
+}
+
+static void read_slots(struct work *w)
+{
+	struct upload *up = (struct upload *)w;
+	struct cache *c = up->server->params.cache;
+	int r = c->ops->open_slots(c);
+	size_t i;
+
+	for (i = 0; i < up->nr; i++) {
+		struct piece *p = &up->pieces[i];
+
+		if (p->r || p->data)
+			continue;
+		if (r)
+			p->r = -ENOENT;
+		else
+			read_piece(c, p, up->block_size);
+	}
+	if (!r)
+		c->ops->close_slots(c);
+}
+
+static void find_piece(struct agent *a, struct piece *p)
+{
+	const void *data;
+
+	if (agent_find_slot(a, &p->fp, &p->slot, &p->seq))
+		return;
+	if (!agent_is_getting(a, &p->fp, &data, &p->len)) {
+		p->r = -ENOENT;
+		return;
+	}
+	/* It has come, and matched, and is just being written. */
+	p->data = data ? malloc(p->len) : NULL;
+	if (p->data)
+		memcpy(p->data, data, p->len);
+	else
+		p->r = -EINPROGRESS;
+}
+
+static void find_slots(struct work *w)
+{
+	struct upload *up = (struct upload *)w;
+	bool read_some = false;
+	size_t i;
+
+	up->block_size = agent_block_size(up->server->params.agent);
+	for (i = 0; i < up->nr; i++) {
+		if (!up->pieces[i].r)
+			find_piece(up->server->params.agent, &up->pieces[i]);
+		read_some |= !up->pieces[i].r && !up->pieces[i].data;
+	}
+	up->work.run = read_slots;
+	up->work.done = upload_done;
+	if (read_some)
+		pool_submit(up->server->pool, &up->work);
+	else
+		upload_done(&up->work);
+}
+
+/* ---- requests, on the server's thread ---- */
+
+/* Busy: to those that asked before, or nowhere. */
+static void send_elsewhere(struct peer_server *s, struct upload *up, struct piece *p,
+			   const struct peer_address *from)
+{
+	const struct peer_address *names[REDIRECT_NAMES];
+	size_t n = 0;
+
+	p->r = -EBUSY;
+	if (!from)
+		return;
+	if (!up->redirected)
+		up->redirected = calloc(1, sizeof(*up->redirected));
+	if (up->redirected) {
+		n = redirect_ask(s->redirect, &p->fp, from, false, 0, clock_mono_ns(), names);
+		n = redirected_add(up->redirected, names, n, p->named);
+	}
+	p->nr_named = (uint8_t)n;
+	if (n)
+		p->r = -EREMOTE;
+}
+
+static void handle_get(struct peer_server *s, struct net_request *req)
+{
+	const Vmdedup__PeerGet *get = net_request_header(req)->peer_get;
+	const struct peer_address *names[REDIRECT_NAMES];
+	size_t nr = get->fingerprints.len / FP_SIZE, i;
+	struct peer_address from;
+	struct upload *up;
+	bool known;
+
+	if (!nr || nr > UPLOAD_REQUEST || get->fingerprints.len % FP_SIZE) {
+		net_reply_error(req, EINVAL, "fingerprints: %zu bytes, want 32 each, 1 to %d of them",
+				get->fingerprints.len, UPLOAD_REQUEST);
+		return;
+	}
+	up = calloc(1, sizeof(*up) + nr * sizeof(up->pieces[0]));
+	if (!up) {
+		net_reply_error(req, ENOMEM, "out of memory");
+		return;
+	}
+	known = !peer_address_take(get->from, &from);
+	up->work.done = find_slots;
+	up->server = s;
+	up->req = req;
+	up->nr = nr;
+	for (i = 0; i < nr; i++) {
+		struct piece *p = &up->pieces[i];
+
+		memcpy(p->fp.b, get->fingerprints.data + i * FP_SIZE, FP_SIZE);
+		p->sent = admit(s, net_request_peer(req), 1U << BLOCK_SHIFT_DEFAULT);
+		if (!p->sent)
+			send_elsewhere(s, up, p, known ? &from : NULL);
+		else if (known)
+			redirect_ask(s->redirect, &p->fp, &from, true, 0, clock_mono_ns(), names);
+	}
+	loop_post(s->params.loop, &up->work);
+}
+
+static void handle_nodes(struct peer_server *s, struct net_request *req)
+{
+	const Vmdedup__NodeGet *get = net_request_header(req)->node_get;
+	Vmdedup__NodeGetReply body = VMDEDUP__NODE_GET_REPLY__INIT;
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	uint8_t node[RECIPE_NODE_MAX];
+	struct net_frame frame;
+	struct fp hash;
+	size_t len;
+
+	if (get->hashes.len != FP_SIZE) {
+		net_reply_error(req, EINVAL, "a peer is asked for one recipe node at a time");
+		return;
+	}
+	memcpy(hash.b, get->hashes.data, FP_SIZE);
+	if (nodes_get(s->params.nodes, &hash, false, node, &len)) {
+		net_reply_error(req, ENOENT, "that recipe node is not here");
+		return;
+	}
+	frame = (struct net_frame){ .data = node, .len = len };
+	reply.body_case = VMDEDUP__REPLY__BODY_NODE_GET;
+	reply.node_get = &body;
+	net_reply_send(req, &reply, &frame, 1);
+}
+
+static void send_filter(struct peer_server *s, struct net_request *req,
+			const struct host_filter_answer *a)
+{
+	struct net_frame frames[PROTO_MAX_FRAMES];
+	struct peer_address others[MAX_OTHERS];
+	Vmdedup__PeerAddress peers[MAX_OTHERS], *pointers[MAX_OTHERS];
+	Vmdedup__PeerFilterReply body = VMDEDUP__PEER_FILTER_REPLY__INIT;
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	size_t nr = 0, at, i;
+
+	for (at = 0; at < a->packed_len && nr < PROTO_MAX_FRAMES; at += FILTER_FRAME)
+		frames[nr++] = (struct net_frame){
+			.data = (const uint8_t *)a->packed + at,
+			.len = MIN(FILTER_FRAME, a->packed_len - at),
+		};
+	body.n_others = getter_others(s->params.getter, others, MAX_OTHERS);
+	for (i = 0; i < body.n_others; i++) {
+		peer_address_give(&others[i], &peers[i]);
+		pointers[i] = &peers[i];
+	}
+	body.others = pointers;
+	body.generation = a->generation;
+	body.additions = a->additions;
+	body.bits_shift = a->shift;
+	body.hashes = FILTER_HASHES;
+	body.full = a->full;
+	body.blocks = a->blocks;
+	reply.body_case = VMDEDUP__REPLY__BODY_PEER_FILTER_GET;
+	reply.peer_filter_get = &body;
+	net_reply_send(req, &reply, frames, nr);
+	pthread_mutex_lock(&s->lock);
+	s->stats.filter_bytes += a->packed_len;
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void handle_filter(struct peer_server *s, struct net_request *req)
+{
+	const Vmdedup__PeerFilterGet *get = net_request_header(req)->peer_filter_get;
+	struct host_filter_answer a;
+	int r;
+
+	r = host_filter_answer(s->params.filter, get->generation, get->additions, &a);
+	if (r) {
+		net_reply_error(req, -r, "there is no filter yet");
+		return;
+	}
+	send_filter(s, req, &a);
+	free(a.packed);
+}
+
+static void handle(void *ctx, struct net_request *req)
+{
+	struct peer_server *s = ctx;
+
+	switch (net_request_header(req)->body_case) {
+	case VMDEDUP__REQUEST__BODY_PEER_GET:
+		handle_get(s, req);
+		break;
+	case VMDEDUP__REQUEST__BODY_PEER_FILTER_GET:
+		handle_filter(s, req);
+		break;
+	case VMDEDUP__REQUEST__BODY_NODE_GET:
+		handle_nodes(s, req);
+		break;
+	default:
+		net_reply_error(req, EOPNOTSUPP, "an agent does not answer this to a peer");
+	}
+}
+
+static const struct net_server_ops server_ops = { .handle = handle };
+
+/* ---- life ---- */
+
+static void *serve(void *arg)
+{
+	struct peer_server *s = arg;
+	struct error err = { 0 };
+
+	if (net_server_run(s->server, &err))
+		log_error("peers are no longer served: %s", err.text);
+	return NULL;
+}
+
+struct peer_server *peer_server_new(struct net_ctx *net, const char *endpoint, struct error *err)
+{
+	struct peer_server *s = calloc(1, sizeof(*s));
+
+	if (!s) {
+		error_set(err, -ENOMEM, "out of memory");
+		return NULL;
+	}
+	pthread_mutex_init(&s->lock, NULL);
+	s->last_done = &s->done;
+	s->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	s->uploads = calloc(1, sizeof(*s->uploads));
+	s->redirect = redirect_new(REDIRECT_BLOCKS);
+	if (s->uploads)
+		atomic_init(&s->uploads->refs, 1);
+	s->server = net_server_new(net, "agent", NULL, &server_ops, s, 0, err);
+	if (s->done_fd < 0 || !s->uploads || !s->redirect || !s->server ||
+	    net_server_watch(s->server, s->done_fd, on_done, s)) {
+		error_set(err, -ENOMEM, "out of memory");
+		goto free_server;
+	}
+	if (net_server_bind(s->server, endpoint, err))
+		goto free_server;
+	return s;
+
+free_server:
+	peer_server_free(s);
+	return NULL;
+}
+
+const char *peer_server_endpoint(struct peer_server *s)
+{
+	return net_server_endpoint(s->server, 0);
+}
+
+int peer_server_start(struct peer_server *s, const struct peer_server_params *params,
+		      struct error *err)
+{
+	s->params = *params;
+	s->pool = pool_new(params->loop, "read-slots", READ_THREADS);
+	if (!s->pool || pthread_create(&s->thread, NULL, serve, s))
+		return error_set(err, -EAGAIN, "cannot start the threads that serve peers");
+	pthread_setname_np(s->thread, "serve-peers");
+	s->runs = true;
+	return 0;
+}
+
+void peer_server_stop(struct peer_server *s)
+{
+	if (!s)
+		return;
+	if (s->runs) {
+		net_server_stop(s->server);
+		pthread_join(s->thread, NULL);
+	}
+	s->runs = false;
+	if (!s->pool)
+		return;
+	/* What is under way comes to its end: to the threads that read, and back. */
+	loop_run(s->params.loop);
+	pool_free(s->pool);
+	loop_run(s->params.loop);
+	s->pool = NULL;
+}
+
+void peer_server_free(struct peer_server *s)
+{
+	struct upload *up;
+
+	if (!s)
+		return;
+	peer_server_stop(s);
+	while ((up = s->done)) { /* nobody is told any more */
+		s->done = up->next;
+		upload_free(up);
+	}
+	if (s->server)
+		net_server_free(s->server);
+	if (s->uploads)
+		uploads_put(s->uploads);
+	redirect_free(s->redirect);
+	if (s->done_fd >= 0)
+		close(s->done_fd);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+void peer_server_stats(struct peer_server *s, struct peer_server_stats *stats)
+{
+	pthread_mutex_lock(&s->lock);
+	*stats = s->stats;
+	pthread_mutex_unlock(&s->lock);
+}
