@@ -138,6 +138,12 @@ $(O)/tests/cluster/history: $(O)/obj/tests/cluster/history.o $(LIBS)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
 cluster-build: $(O)/tests/cluster/history
 
+# Many hosts in one program.
+$(O)/tests/cluster/swarm: $(O)/obj/tests/cluster/swarm.o $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+cluster-build: $(O)/tests/cluster/swarm
+
 BENCHES := $(patsubst tests/bench/%.c,$(O)/tests/bench/%,$(wildcard tests/bench/*.c))
 $(O)/tests/bench/%: $(O)/obj/tests/bench/%.o $(LIBS)
 	@mkdir -p $(@D)
