@@ -48,6 +48,7 @@ struct answer {
 	int64_t ms, bad, error;
 	uint64_t from[NR_ORIGINS], prefetched, bytes, uploads, upload_bytes, hedges, redirects, on_way;
 	uint64_t peers, liars, lies, filter_bytes_in, filter_bytes_out, filter_yes, filter_false;
+	uint64_t filters, filter_blocks;
 };
 
 /* ---- a host, in a process of its own ---- */
@@ -282,6 +283,8 @@ static void take_stats(struct host *h, struct answer *a)
 		a->lies += p->peer.lies;
 		a->filter_yes += p->peer.filter_yes;
 		a->filter_false += p->peer.filter_false;
+		a->filters += p->filter_age_ms != UINT64_MAX;
+		a->filter_blocks += p->filter_age_ms != UINT64_MAX ? p->filter_blocks : 0;
 	}
 	close(l->fd[0]);
 	close(l->fd[1]);
@@ -420,11 +423,12 @@ static void print_sum(const struct answer *answers, int n)
 	       "\"from_cache\": %llu, \"from_zero\": %llu, \"from_data\": %llu, \"from_peer\": %llu"
 	       F(prefetched) F(bytes) F(uploads) F(upload_bytes) F(hedges) F(redirects) F(on_way)
 	       F(peers) F(liars) F(lies) F(filter_bytes_in) F(filter_bytes_out) F(filter_yes)
-	       F(filter_false) "}\n", n, (long long)error, (long long)bad,
+	       F(filter_false) F(filters) F(filter_blocks) "}\n", n, (long long)error, (long long)bad,
 	       (long long)(n ? ms[n / 2] : 0), (long long)(n ? ms[n - 1] : 0), V(from[FROM_CACHE]),
 	       V(from[FROM_ZERO]), V(from[FROM_DATA]), V(from[FROM_PEER]), V(prefetched), V(bytes),
 	       V(uploads), V(upload_bytes), V(hedges), V(redirects), V(on_way), V(peers), V(liars),
-	       V(lies), V(filter_bytes_in), V(filter_bytes_out), V(filter_yes), V(filter_false));
+	       V(lies), V(filter_bytes_in), V(filter_bytes_out), V(filter_yes), V(filter_false),
+	       V(filters), V(filter_blocks));
 	fflush(stdout);
 }
 

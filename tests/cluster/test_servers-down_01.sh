@@ -1,0 +1,80 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# timeout: 300
+# All data servers die, then the meta server as well: hosts go on with what their peers have.
+
+# shellcheck source=tests/cluster/swarm_common.sh
+. "${0%/*}/swarm_common.sh"
+
+mib=40
+make_keys
+head -c ${mib}M /dev/urandom >"$images/a.raw"
+start_fleet 2
+vmdedup image import "$images/a.raw" a >/dev/null
+blocks=$((mib * 4))
+start_swarm 6 a "$images/a.raw"
+
+# knows HOST BLOCKS: it has its peers' filters, with as many blocks in them.
+knows() {
+	swarm_do "$1" stats
+	[ "$(of filter_blocks)" -ge "$2" ]
+}
+
+# Four hosts have a quarter each, one has read everything once, one has only opened the volume.
+spread() {
+	local i
+	swarm_do all start
+	for i in 1 2 3 4; do
+		swarm_do $i read $((blocks / 4 * (i - 1))) $((blocks / 4 * i))
+		[ "$(of bad)" = 0 ]
+	done
+	swarm_do 5 read 0 $blocks
+	swarm_do 5 evict
+	wait_until 60 knows 5 $blocks
+	wait_until 60 knows 6 $blocks
+}
+
+data_servers_down() {
+	kill_hard "${data_pids[1]}"
+	kill_hard "${data_pids[2]}"
+	swarm_do 5 reopen
+	swarm_do 5 boot 7
+	echo "# without data servers: $(of ms_worst) ms"
+	[ "$(of bad)" = 0 ]
+	swarm_do 5 stats
+	[ "$(of from_peer)" -gt 0 ]
+}
+
+# The recipe, too, comes from peers.
+meta_server_down() {
+	kill_hard "$meta_pid"
+	swarm_do 5 evict
+	swarm_do 5 reopen
+	swarm_do 5 boot 8
+	echo "# without any server: $(of ms_worst) ms"
+	[ "$(of bad)" = 0 ]
+	swarm_do 6 boot 9
+	echo "# and without the recipe: $(of ms_worst) ms"
+	[ "$(of bad)" = 0 ]
+	swarm_do 6 stats
+	[ "$(of from_data)" = 0 ]
+	[ "$(of from_peer)" -gt 0 ]
+}
+
+# One of those that had everything is left, and all come to it.
+last_host() {
+	swarm_do 1-4 kill
+	swarm_do 5 evict
+	swarm_do 5 boot 10
+	echo "# with one peer: $(of ms_worst) ms"
+	[ "$(of bad)" = 0 ]
+}
+
+for name in spread data_servers_down meta_server_down last_host; do
+	echo "# $name"
+	$name
+	case_n=$((case_n + 1))
+	echo "ok $case_n ${name//_/ }"
+done
+end_swarm
+finish
