@@ -15,6 +15,7 @@
  *   reopen            close the volume and open it again
  *   stats             where blocks came from, since the start
  *   kill              the process, at once
+ *   pause, resume     the process stands still, and goes on
  *   stop              the agent ends as it does by SIGTERM
  */
 #include <errno.h>
@@ -449,13 +450,17 @@ static void command(const char *line, int hosts, const char *folder, const char 
 			spawn(i, folder, image, source);
 		if (!children[i].pid)
 			continue;
+		if (!strncmp(line, "pause", 5) || !strncmp(line, "resume", 6)) {
+			kill(children[i].pid, *line == 'p' ? SIGSTOP : SIGCONT);
+			continue;
+		}
 		if (!strncmp(line, "kill", 4))
 			kill(children[i].pid, SIGKILL);
 		else if (write(children[i].in, line, strlen(line)) < 0)
 			fprintf(stderr, "host %d is gone\n", i);
 	}
 	for (i = from; i <= to && i <= hosts; i++) {
-		if (!children[i].pid)
+		if (!children[i].pid || !strncmp(line, "pause", 5) || !strncmp(line, "resume", 6))
 			continue;
 		memset(&answers[n], 0, sizeof(answers[n]));
 		if (read(children[i].out, &answers[n], sizeof(answers[n])) != sizeof(answers[n])) {

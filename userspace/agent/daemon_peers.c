@@ -92,6 +92,6 @@ void daemon_peers_tick(struct daemon *d)
 		return;
 	if (now >= d->filter_ns)
 		new_filter(d);
-	if (now >= d->announce_ns)
+	if (now >= d->announce_ns || getter_has_liars(network_getter(d->network)))
 		daemon_announce(d);
 }

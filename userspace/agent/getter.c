@@ -47,6 +47,8 @@ struct getter {
 	struct node_wait *nodes;
 	struct peer_address suggested[MAX_SUGGESTED];
 	size_t nr_suggested;
+	struct peer_address met[MAX_OTHERS];
+	size_t nr_met;
 	char liars[16][PEER_ENDPOINT_MAX];
 	size_t nr_liars;
 	struct peer_address others[MAX_OTHERS];
@@ -197,6 +199,8 @@ struct orders {
 	struct node_wait *nodes;
 	struct peer_address suggested[MAX_SUGGESTED];
 	size_t nr_suggested;
+	struct peer_address met[MAX_OTHERS];
+	size_t nr_met;
 	bool new_params, stop;
 	struct cluster_params params;
 };
@@ -218,6 +222,9 @@ static void take_orders(struct getter *g, struct orders *o)
 	o->nr_suggested = g->nr_suggested;
 	memcpy(o->suggested, g->suggested, g->nr_suggested * sizeof(o->suggested[0]));
 	g->nr_suggested = 0;
+	o->nr_met = g->nr_met;
+	memcpy(o->met, g->met, g->nr_met * sizeof(o->met[0]));
+	g->nr_met = 0;
 	o->new_params = g->new_params;
 	o->params = g->cluster_params;
 	g->new_params = false;
@@ -242,6 +249,8 @@ static void follow_orders(struct getter *g, struct orders *o)
 		take_params(g, &o->params);
 	if (o->nr_suggested)
 		peers_suggest(g->peers, o->suggested, o->nr_suggested);
+	while (o->nr_met)
+		peers_met(g->peers, &o->met[--o->nr_met]);
 	while ((get = o->gets)) {
 		o->gets = get->next;
 		if (o->stop || sources_get(peers_sources(g->peers), &get->fp, get))
@@ -380,6 +389,25 @@ void getter_suggest(struct getter *g, const struct peer_address *peers, size_t n
 	memcpy(g->suggested, peers, g->nr_suggested * sizeof(*peers));
 	pthread_mutex_unlock(&g->lock);
 	wake(g);
+}
+
+void getter_met(struct getter *g, const struct peer_address *peer)
+{
+	pthread_mutex_lock(&g->lock);
+	if (g->nr_met < MAX_OTHERS)
+		g->met[g->nr_met++] = *peer;
+	pthread_mutex_unlock(&g->lock);
+	wake(g);
+}
+
+bool getter_has_liars(struct getter *g)
+{
+	bool has;
+
+	pthread_mutex_lock(&g->lock);
+	has = g->nr_liars;
+	pthread_mutex_unlock(&g->lock);
+	return has;
 }
 
 size_t getter_liars(struct getter *g, char (*endpoints)[PEER_ENDPOINT_MAX], size_t max)

@@ -55,6 +55,8 @@ void getter_list(struct getter *g, struct getter_list *list);
 void getter_suggest(struct getter *g, const struct peer_address *peers, size_t nr);
 /* Some of the set, to tell other peers of. */
 size_t getter_others(struct getter *g, struct peer_address *others, size_t max);
+void getter_met(struct getter *g, const struct peer_address *peer); /* peers_met() */
+bool getter_has_liars(struct getter *g);
 size_t getter_liars(struct getter *g, char (*endpoints)[PEER_ENDPOINT_MAX], size_t max);
 /* What a meta server has told, now or in an earlier life: enough to verify what peers send. */
 void getter_set_params(struct getter *g, const struct cluster_params *params);

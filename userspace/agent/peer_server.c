@@ -445,8 +445,11 @@ static void handle_filter(struct peer_server *s, struct net_request *req)
 {
 	const Vmdedup__PeerFilterGet *get = net_request_header(req)->peer_filter_get;
 	struct host_filter_answer a;
+	struct peer_address from;
 	int r;
 
+	if (!peer_address_take(get->from, &from))
+		getter_met(s->params.getter, &from);
 	r = host_filter_answer(s->params.filter, get->generation, get->additions, &a);
 	if (r) {
 		net_reply_error(req, -r, "there is no filter yet");

@@ -20,6 +20,7 @@
 #define FILTER_MS     5000
 #define NODE_MS	      1000
 #define SAVE_MS	      5000
+#define CONNECT_MS    300 /* for a connection, before what waits for it is had elsewhere */
 #define MAX_NAMED     4
 
 struct ask {
@@ -33,6 +34,7 @@ struct link {
 	unsigned int life; /* goes up when the number stands for another peer */
 	struct ask queue[PEER_MAX_BLOCKS];
 	unsigned int nr_queued;
+	uint64_t unconnected_ns; /* since when; 0: it is connected */
 	bool filter_asked, has_filter;
 	uint64_t generation, additions, filter_blocks, filter_ns, next_filter_ns;
 	unsigned int filter_shift;
@@ -323,6 +325,12 @@ static void learn(struct peers *p, const struct peer_address *a)
 	p->changed = true;
 }
 
+void peers_met(struct peers *p, const struct peer_address *a)
+{
+	if (suggested_count(p) < set_size(p))
+		learn(p, a);
+}
+
 static int unpack(const struct net_reply *reply, bool exact, size_t *len, void **data)
 {
 	uint8_t *packed;
@@ -413,9 +421,9 @@ static void take_filter(struct peers *p, unsigned int peer, const Vmdedup__PeerF
 	l->filter_blocks = f->blocks;
 	l->filter_ns = clock_mono_ns();
 	/* Peers of peers, while there are few of our own. */
-	for (i = 0; i < f->n_others && suggested_count(p) < set_size(p); i++)
+	for (i = 0; i < f->n_others; i++)
 		if (!peer_address_take(f->others[i], &a))
-			learn(p, &a);
+			peers_met(p, &a);
 }
 
 static void filter_answered(void *arg, int r, struct net_reply *reply)
@@ -430,7 +438,7 @@ static void filter_answered(void *arg, int r, struct net_reply *reply)
 		sources_peer_heard(p->sources, m->peer, !r);
 		if (!r && !reply->header->error &&
 		    reply->header->body_case == VMDEDUP__REPLY__BODY_PEER_FILTER_GET &&
-		    sp->state != PEER_LIAR)
+		    sp->state != PEER_LIAR && sp->suggested)
 			take_filter(p, m->peer, reply->header->peer_filter_get, reply);
 	}
 	if (reply)
@@ -445,6 +453,7 @@ static void ask_filter(struct peers *p, unsigned int peer)
 	struct filter_message *m = malloc(sizeof(*m));
 	struct net_client *client = client_of(p, peer);
 	struct link *l = &p->links[peer];
+	Vmdedup__PeerAddress self;
 
 	l->next_filter_ns = clock_mono_ns() +
 			    (PEERS_FILTER_MS + op_random(p) % (PEERS_FILTER_MS / 4)) * MSEC;
@@ -455,6 +464,10 @@ static void ask_filter(struct peers *p, unsigned int peer)
 	*m = (struct filter_message){ p, peer, l->life };
 	get.generation = l->generation;
 	get.additions = l->additions;
+	if (p->params.self) {
+		peer_address_give(&p->self, &self);
+		get.from = &self;
+	}
 	req.body_case = VMDEDUP__REQUEST__BODY_PEER_FILTER_GET;
 	req.peer_filter_get = &get;
 	if (net_client_submit(client, &req, NULL, 0, FILTER_MS, filter_answered, m))
@@ -471,7 +484,7 @@ static void exchange_filters(struct peers *p)
 	for (i = 0; i < SOURCES_MAX_PEERS; i++) {
 		const struct source_peer *sp = sources_peer_at(p->sources, i);
 
-		if (sp && sp->suggested && !p->links[i].filter_asked &&
+		if (sp && (sp->suggested || sp->state == PEER_SILENT) && !p->links[i].filter_asked &&
 		    now >= p->links[i].next_filter_ns && sources_peer_usable(p->sources, i))
 			ask_filter(p, i);
 	}
@@ -710,13 +723,34 @@ size_t peers_fds(struct peers *p, int *fds, size_t max)
 	return n;
 }
 
+/* A connection that breaks, or does not come, with blocks waiting for it. */
+static void watch_connection(struct peers *p, unsigned int peer, uint64_t now)
+{
+	const struct source_peer *sp = sources_peer_at(p->sources, peer);
+	struct link *l = &p->links[peer];
+
+	if (net_client_is_connected(l->client)) {
+		l->unconnected_ns = 0;
+		return;
+	}
+	if (!l->unconnected_ns)
+		l->unconnected_ns = now;
+	if (sp && sp->asking && sp->state != PEER_SILENT &&
+	    now - l->unconnected_ns >= CONNECT_MS * MSEC)
+		sources_peer_lost(p->sources, peer);
+}
+
 void peers_run(struct peers *p)
 {
+	uint64_t now = clock_mono_ns();
 	unsigned int i;
 
-	for (i = 0; i < SOURCES_MAX_PEERS; i++)
-		if (p->links[i].client)
-			net_client_run(p->links[i].client, 0);
+	for (i = 0; i < SOURCES_MAX_PEERS; i++) {
+		if (!p->links[i].client)
+			continue;
+		net_client_run(p->links[i].client, 0);
+		watch_connection(p, i, now);
+	}
 	sources_tick(p->sources);
 	exchange_filters(p);
 	flush(p);
@@ -738,9 +772,12 @@ uint64_t peers_next_ns(struct peers *p)
 		if (!sp)
 			continue;
 		ms = l->client ? net_client_next_timeout_ms(l->client) : -1;
+		if (l->unconnected_ns && sp->asking && sp->state != PEER_SILENT)
+			next = MIN(next, l->unconnected_ns + CONNECT_MS * MSEC);
 		if (ms >= 0)
 			next = MIN(next, now + (uint64_t)ms * MSEC);
-		if (sp->suggested && !l->filter_asked && sp->state != PEER_LIAR)
+		if ((sp->suggested || sp->state == PEER_SILENT) && !l->filter_asked &&
+		    sp->state != PEER_LIAR)
 			next = MIN(next, MAX(l->next_filter_ns,
 					     sp->state == PEER_SILENT ? sp->until_ns : 0));
 		if (l->nr_queued)

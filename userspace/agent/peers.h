@@ -39,6 +39,8 @@ void peers_set_hasher(struct peers *p, struct fp_hasher *hasher, unsigned int bl
 
 /* The meta server suggests these. */
 void peers_suggest(struct peers *p, const struct peer_address *list, size_t nr);
+/* One that asks for our filter, or that another peer knows: taken while there are few. */
+void peers_met(struct peers *p, const struct peer_address *a);
 /* Some of the set that answer. */
 size_t peers_some(struct peers *p, struct peer_address *some, size_t max);
 /* Liars that were not reported yet; at most @max, whose endpoints are copied. */

@@ -215,10 +215,16 @@ static void peer_lied(struct sources *s, unsigned int peer, const struct fp *fp)
 
 /* ---- whom to ask ---- */
 
-static bool may_ask(struct sources *s, const struct get *g, unsigned int peer)
+/* One that was silent is asked for its filter first, for which nobody waits. */
+static bool is_there(struct sources *s, const struct get *g, unsigned int peer)
 {
 	return !(g->tried >> peer & 1) && sources_peer_usable(s, peer) &&
-	       s->peers[peer].asking < PEER_MAX_BLOCKS;
+	       s->peers[peer].state != PEER_SILENT;
+}
+
+static bool may_ask(struct sources *s, const struct get *g, unsigned int peer)
+{
+	return is_there(s, g, peer) && s->peers[peer].asking < PEER_MAX_BLOCKS;
 }
 
 /* The less it has to do and the faster it was, the likelier. */
@@ -378,7 +384,7 @@ static bool next_to_ask(struct sources *s, struct get *g, unsigned int *peer)
 		memmove(g->to_ask, g->to_ask + 1, g->nr_to_ask);
 		if (may_ask(s, g, *peer))
 			return true;
-		if (g->redirected && !(g->tried >> *peer & 1) && sources_peer_usable(s, *peer))
+		if (g->redirected && is_there(s, g, *peer))
 			note_on_way(s, g, *peer);
 	}
 	return false;
@@ -476,6 +482,33 @@ static void peer_served(struct sources *s, struct source_peer *p, uint64_t asked
 	p->latency_ns = p->latency_ns ? (7 * p->latency_ns + took) / 8 : took;
 }
 
+static bool is_answer(int r)
+{
+	return !r || r == -ENOENT || r == -EINPROGRESS || r == -EBUSY || r == -EREMOTE ||
+	       r == -EBADMSG;
+}
+
+/* What else it was asked for is had elsewhere. */
+static void leave_peer(struct sources *s, unsigned int peer)
+{
+	struct get *g, *next;
+
+	for (g = TAILQ_FIRST(&s->gets); g; g = next) {
+		next = TAILQ_NEXT(g, link);
+		if (g->peer != (int)peer)
+			continue;
+		g->peer = -1;
+		g->tried |= 1ULL << peer;
+		get_step(s, g);
+	}
+}
+
+void sources_peer_lost(struct sources *s, unsigned int peer)
+{
+	sources_peer_heard(s, peer, false);
+	leave_peer(s, peer);
+}
+
 void sources_peer_answer(struct sources *s, unsigned int peer, uint64_t id, int r, const void *data,
 			 size_t len, const struct peer_address *named, size_t nr_named)
 {
@@ -485,12 +518,11 @@ void sources_peer_answer(struct sources *s, unsigned int peer, uint64_t id, int 
 	p->asking--;
 	if (r == -EBADMSG)
 		peer_lied(s, peer, g ? &g->fp : &(struct fp){ 0 });
-	else
-		sources_peer_heard(s, peer, !r || r == -ENOENT || r == -EINPROGRESS || r == -EBUSY ||
-						    r == -EREMOTE);
+	else if (is_answer(r) || (g && g->peer == (int)peer))
+		sources_peer_heard(s, peer, is_answer(r));
 	p->not_here += r == -ENOENT;
 	p->busy += r == -EBUSY || r == -EREMOTE;
-	p->failed += r && r != -ENOENT && r != -EINPROGRESS && r != -EBUSY && r != -EREMOTE;
+	p->failed += !is_answer(r);
 	if (!g || g->peer != (int)peer) /* another was faster */
 		return;
 	p->filter_false += g->by_filter && r == -ENOENT;
@@ -509,6 +541,8 @@ void sources_peer_answer(struct sources *s, unsigned int peer, uint64_t id, int 
 	if (r == -EREMOTE)
 		take_named(s, g, named, nr_named);
 	get_step(s, g);
+	if (!is_answer(r) || r == -EBADMSG)
+		leave_peer(s, peer);
 }
 
 void sources_data_answer(struct sources *s, uint64_t id, int r, const void *data, size_t len)

@@ -88,6 +88,8 @@ int sources_peer(struct sources *s, const struct peer_address *a);
 struct source_peer *sources_peer_at(struct sources *s, unsigned int peer);
 /* An exchange that is no block (a filter, a node) went so. */
 void sources_peer_heard(struct sources *s, unsigned int peer, bool answered);
+/* Its connection is gone: nobody waits for its answers any more, which may come all the same. */
+void sources_peer_lost(struct sources *s, unsigned int peer);
 /* It was a liar in an earlier life of this process. */
 void sources_peer_is_liar(struct sources *s, unsigned int peer);
 bool sources_peer_usable(struct sources *s, unsigned int peer);

@@ -601,6 +601,11 @@ int net_client_fd(struct net_client *c)
 	return c->epoll_fd;
 }
 
+bool net_client_is_connected(const struct net_client *c)
+{
+	return c->connected;
+}
+
 size_t net_client_pending(struct net_client *c)
 {
 	return c->pending;

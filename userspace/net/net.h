@@ -70,6 +70,8 @@ int net_client_run(struct net_client *c, int max_ms);
 /* For poll(): readable means call net_client_run(c, 0), until which it stays readable. */
 int net_client_fd(struct net_client *c);
 int net_client_next_timeout_ms(struct net_client *c); /* -1: none */
+/* There is a connection now. Without one, what is pending waits for the next. */
+bool net_client_is_connected(const struct net_client *c);
 size_t net_client_pending(struct net_client *c);
 
 /* Submit and wait. A reply whose header has an error: returns its negative, err has its text;
