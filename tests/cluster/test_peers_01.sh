@@ -33,6 +33,12 @@ liar() {
 	[ "$(of liars)" = 1 ]
 	[ "$(of lies)" -gt 0 ]
 	[ "$(of from_peer)" = 0 ]
+	[ "$(json '.peers[].state' vmdedup --conf "$store/host2.conf" peers)" = liar ]
+	vmdedup --conf "$store/host2.conf" peers
+	vmdedup --conf "$store/host1.conf" peers
+	vmdedup --conf "$store/host2.conf" status | grep -q "0 from peers"
+	[ "$(json .agent.prefetched vmdedup --conf "$store/host2.conf" status)" -gt 0 ]
+	[ "$(json '.[0].from.data' vmdedup --conf "$store/host2.conf" volume ls)" -gt 0 ]
 	wait_until 60 grep -q "host host2 says that its peer tcp://" "$store/meta.log"
 	grep -q " liar$" "$store/host2/agent/peers.cache"
 	swarm_do 2 stop

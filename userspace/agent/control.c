@@ -72,11 +72,22 @@ static void fill_core_stats(Vmdedup__AgentStatusReply *s, struct daemon *d)
 	s->data_ok = stats.data_ok;
 }
 
+/* On average, in microseconds. */
+static void mean_waits(const struct agent_reads *reads, uint64_t us[NR_ORIGINS])
+{
+	size_t i;
+
+	for (i = 0; i < NR_ORIGINS; i++)
+		us[i] = reads->count[i] ? reads->wait_ns[i] / reads->count[i] / 1000 : 0;
+}
+
 static void reply_status(struct daemon *d, struct net_request *req, uint64_t dirty_bytes)
 {
 	Vmdedup__AgentStatusReply status = VMDEDUP__AGENT_STATUS_REPLY__INIT;
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
 	struct pusher_stats pushed = { 0 };
+	uint64_t latency_us[NR_ORIGINS];
+	struct agent_stats stats;
 	char trouble[800];
 
 	status.version = (char *)VMDEDUP_VERSION;
@@ -91,6 +102,10 @@ static void reply_status(struct daemon *d, struct net_request *req, uint64_t dir
 	status.cache_device = d->config->cache ? d->config->cache : (char *)"";
 	status.dirty_bytes = dirty_bytes;
 	fill_core_stats(&status, d);
+	agent_stats(d->agent, &stats);
+	mean_waits(&stats.reads, latency_us);
+	status.n_latency_us = NR_ORIGINS;
+	status.latency_us = latency_us;
 	if (d->pusher)
 		pusher_stats(d->pusher, &pushed);
 	status.pushes = pushed.pushes;
@@ -105,8 +120,15 @@ static void reply_status(struct daemon *d, struct net_request *req, uint64_t dir
 	net_reply_send(req, &reply, NULL, 0);
 }
 
+/* What a Volume points at. */
+struct volume_parts {
+	char trouble[256];
+	struct agent_reads reads;
+	uint64_t latency_us[NR_ORIGINS];
+};
+
 static void fill_volume(struct daemon *d, Vmdedup__Volume *v,
-			const struct dm_dedup_volume_info *info, char trouble[256])
+			const struct dm_dedup_volume_info *info, struct volume_parts *parts)
 {
 	struct uuid image;
 
@@ -124,8 +146,14 @@ static void fill_volume(struct daemon *d, Vmdedup__Volume *v,
 	v->root = bytes(info->root, sizeof(info->root));
 	memcpy(image.b, info->image, sizeof(image.b));
 	v->fetches = agent_image_fetches(d->agent, &image);
-	pusher_trouble(d->pusher, info->volume, trouble);
-	v->trouble = trouble;
+	agent_image_reads(d->agent, &image, &parts->reads);
+	mean_waits(&parts->reads, parts->latency_us);
+	v->n_from = v->n_latency_us = NR_ORIGINS;
+	v->from = parts->reads.count;
+	v->latency_us = parts->latency_us;
+	v->prefetched = parts->reads.prefetched;
+	pusher_trouble(d->pusher, info->volume, parts->trouble);
+	v->trouble = parts->trouble;
 }
 
 static void reply_volumes(struct daemon *d, struct net_request *req,
@@ -135,15 +163,15 @@ static void reply_volumes(struct daemon *d, struct net_request *req,
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
 	CLEANUP_FREE Vmdedup__Volume *volumes = calloc(MAX(count, 1), sizeof(*volumes));
 	CLEANUP_FREE Vmdedup__Volume **pointers = calloc(MAX(count, 1), sizeof(*pointers));
-	CLEANUP_FREE char *troubles = calloc(MAX(count, 1), 256);
+	CLEANUP_FREE struct volume_parts *parts = calloc(MAX(count, 1), sizeof(*parts));
 	size_t i;
 
-	if (!volumes || !pointers || !troubles) {
+	if (!volumes || !pointers || !parts) {
 		net_reply_error(req, ENOMEM, "out of memory for a list of %zu volumes", count);
 		return;
 	}
 	for (i = 0; i < count; i++) {
-		fill_volume(d, &volumes[i], &infos[i], troubles + 256 * i);
+		fill_volume(d, &volumes[i], &infos[i], &parts[i]);
 		pointers[i] = &volumes[i];
 	}
 	list.n_volumes = count;
@@ -387,6 +415,9 @@ void control_handle(void *ctx, struct net_request *req)
 		break;
 	case VMDEDUP__REQUEST__BODY_VOLUME_PREPARE:
 		handle_prepare(d, req);
+		break;
+	case VMDEDUP__REQUEST__BODY_PEER_LIST:
+		control_peers(d, req);
 		break;
 	default:
 		net_reply_error(req, EOPNOTSUPP, "an agent does not answer this request");

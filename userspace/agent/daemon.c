@@ -156,7 +156,6 @@ static int start_agent(struct daemon *d, struct error *err)
 		.nodes = d->nodes,
 	};
 	CLEANUP_FREE char *folder = NULL;
-	struct peer_address self;
 	int r;
 
 	d->loop = loop_new();
@@ -168,10 +167,10 @@ static int start_agent(struct daemon *d, struct error *err)
 	d->calls = pool_new(d->loop, "publish", CALL_THREADS);
 	if (!d->calls)
 		return error_set(err, -EAGAIN, "cannot start threads");
-	r = daemon_listen(d, &self, err);
+	r = daemon_listen(d, err);
 	if (r)
 		return r;
-	setup.self = d->peer_server ? &self : NULL;
+	setup.self = d->peer_server ? &d->self : NULL;
 	setup.loop = d->loop;
 	if (asprintf(&folder, "%s/agent", d->config->store) < 0)
 		return error_set(err, -ENOMEM, "out of memory");

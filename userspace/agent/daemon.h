@@ -38,6 +38,7 @@ struct daemon {
 	struct pusher *pusher;
 	struct host_filter *filter;
 	struct peer_server *peer_server; /* NULL: no peers */
+	struct peer_address self;	 /* where it is reached */
 	uint64_t announce_ns, filter_ns; /* when each is due */
 	struct pool *calls;
 	struct net_server *server;
@@ -71,7 +72,7 @@ bool daemon_cache_has_ended(struct daemon *d);
 extern const struct agent_ops daemon_agent_ops;
 
 /* daemon_peers.c: peers of this host */
-int daemon_listen(struct daemon *d, struct peer_address *self, struct error *err);
+int daemon_listen(struct daemon *d, struct error *err);
 int daemon_serve_peers(struct daemon *d, struct error *err);
 void daemon_peers_tick(struct daemon *d);	      /* once a second, on the loop */
 void daemon_have(struct daemon *d, const struct fp *fp); /* a block is here now */
@@ -79,6 +80,8 @@ void daemon_announce(struct daemon *d);
 
 /* control.c: the control socket */
 void control_handle(void *ctx, struct net_request *req);
+/* control_peers.c */
+void control_peers(struct daemon *d, struct net_request *req);
 /* What waits for a person's attention, into @text; empty: nothing. The loop's thread. */
 void control_trouble(struct daemon *d, char *text, size_t size);
 

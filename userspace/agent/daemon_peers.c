@@ -11,7 +11,7 @@
 #define MAX_IMAGES	  64
 #define NSEC_PER_SEC	  1000000000ULL
 
-int daemon_listen(struct daemon *d, struct peer_address *self, struct error *err)
+int daemon_listen(struct daemon *d, struct error *err)
 {
 	Vmdedup__PeerAddress address = VMDEDUP__PEER_ADDRESS__INIT;
 	const uint8_t *key = net_ctx_public_key(d->net);
@@ -28,7 +28,7 @@ int daemon_listen(struct daemon *d, struct peer_address *self, struct error *err
 			   (char *)peer_server_endpoint(d->peer_server);
 	if (key)
 		address.curve_key = (ProtobufCBinaryData){ 32, (uint8_t *)key };
-	if (peer_address_take(&address, self))
+	if (peer_address_take(&address, &d->self))
 		return error_set(err, -EINVAL, "peers cannot connect to %s: [agent] listen or endpoint "
 				 "must be tcp://ADDRESS:PORT", address.endpoint);
 	return 0;

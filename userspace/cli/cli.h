@@ -41,7 +41,7 @@ struct verb {
 
 /* Each ends with an entry that is all NULL. */
 extern const struct verb cluster_verbs[], image_verbs[], cache_verbs[], volume_verbs[],
-	status_verbs[];
+	status_verbs[], peers_verbs[];
 int import_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv);

@@ -21,6 +21,7 @@ static const struct noun {
 	{ "image", "import, export, clone, list, verify images", image_verbs },
 	{ "cache", "format, check and dump a local cache disk", cache_verbs },
 	{ "volume", "attach images as block devices of this host", volume_verbs },
+	{ "peers", "the hosts that this one gets blocks from", peers_verbs },
 	{ "status", "this host's agent and the cluster at a glance", status_verbs },
 };
 
@@ -115,7 +116,8 @@ static int dispatch(struct cli *cli, int argc, char **argv)
 	for (size_t i = 0; i < ARRAY_SIZE(nouns); i++)
 		if (!strcmp(nouns[i].name, argv[optind]))
 			return run_noun(cli, &nouns[i], argc - optind, argv + optind);
-	fprintf(stderr, "vmdedup: \"%s\" is none of cluster, image, cache, volume, status "
+	fprintf(stderr, "vmdedup: \"%s\" is none of cluster, image, cache, volume, peers, "
+		"status "
 		"(vmdedup --help)\n", argv[optind]);
 	return EXIT_USAGE;
 }

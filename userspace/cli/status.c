@@ -5,6 +5,7 @@
 #include <string.h>
 #include "cli/agent.h"
 #include "cli/connect.h"
+#include "cli/origins.h"
 #include "cli/stores.h"
 #include "cli/ui.h"
 
@@ -25,6 +26,8 @@ static json_t *agent_json(const Vmdedup__AgentStatusReply *s)
 	json_object_set_new(j, "from_zero", json_integer(s->from_zero));
 	json_object_set_new(j, "from_data", json_integer(s->from_data));
 	json_object_set_new(j, "from_peer", json_integer(s->from_peer));
+	json_object_set_new(j, "prefetched", json_integer(s->prefetched));
+	json_object_set_new(j, "latency_us", origins_json(s->latency_us, s->n_latency_us));
 	json_object_set_new(j, "failed", json_integer(s->failed));
 	json_object_set_new(j, "waiting", json_integer(s->waiting));
 	json_object_set_new(j, "pushes", json_integer(s->pushes));
@@ -40,6 +43,7 @@ static json_t *agent_json(const Vmdedup__AgentStatusReply *s)
 
 static void agent_print(const Vmdedup__AgentStatusReply *s)
 {
+	const uint64_t from[] = { s->from_cache, s->from_zero, s->from_data, s->from_peer };
 	char a[32], b[32];
 
 	printf("agent      %s, %s, version %s, up for %s\n", s->host, s->mode, s->version,
@@ -51,12 +55,11 @@ static void agent_print(const Vmdedup__AgentStatusReply *s)
 		       size_to_text(s->dirty_bytes, b));
 	else
 		printf("cache      not connected%s%s\n", *s->cache_device ? ": " : "", s->cache_device);
-	printf("fetched    %llu blocks, %s: %llu from here, %llu zero, %llu from data servers, "
-	       "%llu from peers; %llu failed, %llu waiting\n", (unsigned long long)s->fetches,
-	       size_to_text(s->fetch_bytes, a), (unsigned long long)s->from_cache,
-	       (unsigned long long)s->from_zero, (unsigned long long)s->from_data,
-	       (unsigned long long)s->from_peer, (unsigned long long)s->failed,
+	printf("fetched    %llu blocks, %s; %llu ahead of the guest; %llu failed, %llu waiting\n",
+	       (unsigned long long)s->fetches, size_to_text(s->fetch_bytes, a),
+	       (unsigned long long)s->prefetched, (unsigned long long)s->failed,
 	       (unsigned long long)s->waiting);
+	origins_print(from, s->latency_us, s->n_latency_us);
 	printf("pushed     %llu times, %llu blocks, %llu of them new, %s\n",
 	       (unsigned long long)s->pushes, (unsigned long long)s->pushed_blocks,
 	       (unsigned long long)s->pushed_new, size_to_text(s->pushed_bytes, a));

@@ -9,6 +9,7 @@
 #include "cli/agent.h"
 #include "cli/connect.h"
 #include "cli/dm.h"
+#include "cli/origins.h"
 #include "cli/ui.h"
 
 /* Volume.flags as they stand on the wire. */
@@ -385,7 +386,7 @@ static json_t *volume_json(const Vmdedup__Volume *v, const struct dm_volume *dev
 {
 	char flags[96];
 
-	return json_pack("{s:s, s:s?, s:o, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:s}",
+	return json_pack("{s:s, s:s?, s:o, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:s, s:o, s:o, s:I}",
 			 "image", v->name, "device", dev ? dev->name : NULL,
 			 "uuid", json_uuid(v->image.data, v->image.len),
 			 "size", (json_int_t)v->size, "state", flags_text(v->flags, flags),
@@ -395,7 +396,10 @@ static json_t *volume_json(const Vmdedup__Volume *v, const struct dm_volume *dev
 			 "dirty_bytes", (json_int_t)v->dirty_bytes,
 			 "oldest_ms", (json_int_t)v->oldest_ms,
 			 "root", json_fp(v->root.data, v->root.len),
-			 "fetches", (json_int_t)v->fetches, "trouble", v->trouble);
+			 "fetches", (json_int_t)v->fetches, "trouble", v->trouble,
+			 "from", origins_json(v->from, v->n_from),
+			 "latency_us", origins_json(v->latency_us, v->n_latency_us),
+			 "prefetched", (json_int_t)v->prefetched);
 }
 
 static void ls_show(const Vmdedup__VolumeListReply *list, const struct dm_volume *devices,

@@ -11,9 +11,9 @@ _vmdedup() {
 	local verb=${COMP_WORDS[2]-} words=''
 	COMPREPLY=()
 	if ((COMP_CWORD == 1)); then
-		words="cluster image cache volume status --conf --version --help"
-	elif [[ $noun = status ]]; then
-		words=$(_vmdedup_options "$cmd" status)
+		words="cluster image cache volume peers status --conf --version --help"
+	elif [[ $noun = status || $noun = peers ]]; then
+		words=$(_vmdedup_options "$cmd" "$noun")
 	elif ((COMP_CWORD == 2)); then
 		words="$("$cmd" "$noun" --help 2>/dev/null | sed -n 's/^  \([a-z]*\) .*/\1/p') --help"
 	elif [[ $cur = -* ]]; then
