@@ -59,31 +59,36 @@ static u64 layout_for(struct dedup_super *sb, u64 nr_slots)
 	return sb->data_start + (nr_slots << sb->block_shift) + DEDUP_ALIGN_BYTES;
 }
 
-static void layout_journal(struct dedup_super *sb, u64 device_bytes)
+static u32 default_journal_pages(u64 device_bytes)
 {
 	u64 pages = (device_bytes >> DEDUP_PAGE_SHIFT) >> 7;
 
 	pages &= ~(u64)(DEDUP_ALIGN_BYTES / DEDUP_PAGE_BYTES - 1);
-	sb->journal_pages = clamp_t(u64, pages, DEDUP_JOURNAL_MIN_PAGES, DEDUP_JOURNAL_MAX_PAGES);
-	sb->append_pages = min_t(u32, sb->journal_pages / 8, DEDUP_APPEND_MAX_PAGES);
+	return clamp_t(u64, pages, DEDUP_JOURNAL_LOW_PAGES, DEDUP_JOURNAL_MAX_PAGES);
 }
 
-static void layout_init(struct dedup_super *sb, u64 device_bytes, u32 block_shift)
+static void layout_init(struct dedup_super *sb, u64 device_bytes, u32 block_shift,
+			u32 journal_pages)
 {
 	memset(sb, 0, sizeof(*sb));
 	sb->block_shift = block_shift;
 	sb->device_bytes = device_bytes;
 	sb->nr_volumes = DEDUP_VOLUMES;
-	layout_journal(sb, device_bytes);
+	sb->journal_pages = journal_pages ? journal_pages : default_journal_pages(device_bytes);
+	sb->append_pages = min_t(u32, sb->journal_pages / 8, DEDUP_APPEND_MAX_PAGES);
 }
 
-int dedup_layout(struct dedup_super *sb, u64 device_bytes, u32 block_shift)
+int dedup_layout_journal(struct dedup_super *sb, u64 device_bytes, u32 block_shift,
+			 u32 journal_pages)
 {
 	u64 nr;
 
 	if (block_shift < DEDUP_BLOCK_SHIFT_MIN || block_shift > DEDUP_BLOCK_SHIFT_MAX)
 		return -EINVAL;
-	layout_init(sb, device_bytes, block_shift);
+	if (journal_pages && (journal_pages < DEDUP_JOURNAL_MIN_PAGES ||
+			      journal_pages > DEDUP_JOURNAL_MAX_PAGES))
+		return -EINVAL;
+	layout_init(sb, device_bytes, block_shift, journal_pages);
 	if (layout_for(sb, DEDUP_MIN_SLOTS) > device_bytes)
 		return -ENOSPC;
 	nr = device_bytes >> block_shift;
@@ -97,7 +102,12 @@ int dedup_layout(struct dedup_super *sb, u64 device_bytes, u32 block_shift)
 			break;
 		nr -= ((need - device_bytes) >> (block_shift + 1)) + 1;
 	}
-	return 0;
+	return sb->root_pages > sb->journal_pages / 8 ? -EINVAL : 0;
+}
+
+int dedup_layout(struct dedup_super *sb, u64 device_bytes, u32 block_shift)
+{
+	return dedup_layout_journal(sb, device_bytes, block_shift, 0);
 }
 
 u64 dedup_min_bytes(u32 block_shift)
@@ -108,7 +118,7 @@ u64 dedup_min_bytes(u32 block_shift)
 
 	/* The journal grows with the disk, so the answer is a fixed point. */
 	for (;;) {
-		layout_init(&sb, bytes, block_shift);
+		layout_init(&sb, bytes, block_shift, 0);
 		need = layout_for(&sb, DEDUP_MIN_SLOTS);
 		if (need <= bytes)
 			return bytes;

@@ -52,6 +52,13 @@ struct dedup_super {
  */
 int dedup_layout(struct dedup_super *sb, u64 device_bytes, u32 block_shift);
 
+/*
+ * The same with a journal of @journal_pages; 0: as dedup_layout(). -EINVAL also: fewer than
+ * DEDUP_JOURNAL_MIN_PAGES, more than DEDUP_JOURNAL_MAX_PAGES, or too few for such a disk's roots.
+ */
+int dedup_layout_journal(struct dedup_super *sb, u64 device_bytes, u32 block_shift,
+			 u32 journal_pages);
+
 /* The smallest disk for a block size. */
 u64 dedup_min_bytes(u32 block_shift);
 

@@ -38,7 +38,8 @@
 #define DEDUP_VOLUMES		4096U		/* volume records of a cache */
 #define DEDUP_MAX_INCARNATION	((1U << 24) - 1)
 
-#define DEDUP_JOURNAL_MIN_PAGES	512U		/* 2 MiB */
+#define DEDUP_JOURNAL_MIN_PAGES	16U		/* 64 KiB, if asked for */
+#define DEDUP_JOURNAL_LOW_PAGES	512U		/* 2 MiB, of its own accord */
 #define DEDUP_JOURNAL_MAX_PAGES	16384U		/* 64 MiB */
 #define DEDUP_APPEND_MAX_PAGES	128U		/* 512 KiB */
 

@@ -146,6 +146,12 @@ static void test_format_refuses(void **state)
 	e->params.label = "0123456789012345678901234567890123456789012345678901234567890123";
 	assert_int_equal(cache_format(e->path, &e->params, NULL, NULL, NULL, &err), -EINVAL);
 	e->params.label = NULL;
+	e->params.journal = 60 << 10;
+	assert_int_equal(cache_format(e->path, &e->params, NULL, NULL, NULL, &err), -EINVAL);
+	e->params.journal = (64 << 10) + 512;
+	assert_int_equal(cache_format(e->path, &e->params, NULL, NULL, NULL, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "64 KiB"));
+	e->params.journal = 0;
 	assert_int_equal(cache_format("/nonexistent/x", &e->params, NULL, NULL, NULL, &err),
 			 -ENOENT);
 	assert_int_equal(cache_format("/dev/null", &e->params, NULL, NULL, NULL, &err), -ENOTBLK);

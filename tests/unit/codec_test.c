@@ -85,6 +85,12 @@ static void test_layout(void **state)
 	assert_int_equal(dedup_layout(&sb, 1ULL << 40, 11), -EINVAL);
 	assert_int_equal(dedup_layout(&sb, 1ULL << 40, 21), -EINVAL);
 	assert_int_equal(dedup_layout(&sb, 0, 18), -ENOSPC);
+	assert_int_equal(dedup_layout_journal(&sb, 1ULL << 32, 18, 15), -EINVAL);
+	assert_int_equal(dedup_layout_journal(&sb, 1ULL << 32, 18, 16385), -EINVAL);
+	assert_int_equal(dedup_layout_journal(&sb, 1ULL << 32, 18, 16), 0);
+	check_layout(&sb, 1ULL << 32);
+	/* Its roots would not fit. */
+	assert_int_equal(dedup_layout_journal(&sb, 1ULL << 44, 18, 16), -EINVAL);
 	/* The bound on the memory for 1 TiB of cache is stated for this one. */
 	assert_int_equal(dedup_layout(&sb, 1ULL << 40, 18), 0);
 	assert_int_equal(sb.slot_bytes, 104);

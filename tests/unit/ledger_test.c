@@ -228,12 +228,12 @@ static void start(struct world *w)
 		fail_msg("start: %s", why.text);
 }
 
-static void world_init(struct world *w, u32 block_shift, u64 bytes, u64 seed)
+static void world_init(struct world *w, u32 block_shift, u32 journal_pages, u64 bytes, u64 seed)
 {
 	memset(w, 0, sizeof(*w));
 	w->cut_every = 1;
 	assert_int_equal(sim_disk_init(&w->sim, bytes, seed), 0);
-	assert_int_equal(dedup_layout(&w->sb, bytes, block_shift), 0);
+	assert_int_equal(dedup_layout_journal(&w->sb, bytes, block_shift, journal_pages), 0);
 	for (int i = 0; i < 16; i++)
 		w->sb.cache_uuid[i] = sim_random(&w->sim);
 	assert_int_equal(dedup_ledger_format(&w->sim.disk, &w->sb), 0);
@@ -270,11 +270,12 @@ static void checkpoint(struct world *w)
 	assert_int_equal(dedup_ledger_finish(&w->l), 0);
 }
 
-static void power_cuts(u32 block_shift, u64 seed, unsigned int rounds)
+static void power_cuts(u32 block_shift, u32 journal_pages, u64 seed, unsigned int rounds)
 {
 	struct world w;
 
-	world_init(&w, block_shift, dedup_min_bytes(block_shift) + (1400ULL << block_shift), seed);
+	world_init(&w, block_shift, journal_pages,
+		   dedup_min_bytes(block_shift) + (1400ULL << block_shift), seed);
 	for (unsigned int round = 0; round < rounds; round++) {
 		start(&w);
 		for (u64 n = 1 + sim_random(&w.sim) % 12; n; n--) {
@@ -311,14 +312,21 @@ static void power_cuts(u32 block_shift, u64 seed, unsigned int rounds)
 static void test_power_cuts_4k(void **state)
 {
 	(void)state;
-	power_cuts(12, 1, 8);
-	power_cuts(12, 2, 8);
+	power_cuts(12, 0, 1, 8);
+	power_cuts(12, 0, 2, 8);
 }
 
 static void test_power_cuts_64k(void **state)
 {
 	(void)state;
-	power_cuts(16, 3, 8);
+	power_cuts(16, 0, 3, 8);
+}
+
+/* The smallest journal: a checkpoint every few commits, and no room to spare. */
+static void test_power_cuts_small(void **state)
+{
+	(void)state;
+	power_cuts(12, DEDUP_JOURNAL_MIN_PAGES, 4, 14);
 }
 
 int main(void)
@@ -326,6 +334,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_power_cuts_4k),
 		cmocka_unit_test(test_power_cuts_64k),
+		cmocka_unit_test(test_power_cuts_small),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -20,6 +20,7 @@ struct cache_params {
 	uint32_t block_shift; /* log2 of the block size: 12 to 20 */
 	struct uuid cluster;  /* all zero: any cluster */
 	const char *label;    /* NULL: none */
+	uint64_t journal;     /* bytes, 64 KiB to 64 MiB; 0: a 128th of the disk, at least 2 MiB */
 	bool force;	      /* format what is not empty, or holds a cache, as well */
 };
 

@@ -24,16 +24,22 @@ static int check_params(const struct cache_params *p, struct error *err)
 		return error_set(err, -EINVAL,
 				 "a block is a power of two from 4 KiB to 1 MiB, not 2^%u bytes",
 				 p->block_shift);
+	if (p->journal && (p->journal % DEDUP_PAGE_BYTES ||
+			   p->journal / DEDUP_PAGE_BYTES < DEDUP_JOURNAL_MIN_PAGES ||
+			   p->journal / DEDUP_PAGE_BYTES > DEDUP_JOURNAL_MAX_PAGES))
+		return error_set(err, -EINVAL,
+				 "a journal has 64 KiB to 64 MiB, in whole pages of 4 KiB");
 	if (p->label && strlen(p->label) > CACHE_LABEL_MAX)
 		return error_set(err, -EINVAL, "the label is longer than %d bytes", CACHE_LABEL_MAX);
 	return 0;
 }
 
-static int lay_out(struct dedup_super *sb, const char *path, u64 bytes, u32 block_shift,
-		   struct error *err)
+static int lay_out(struct dedup_super *sb, const char *path, u64 bytes,
+		   const struct cache_params *p, struct error *err)
 {
+	u32 block_shift = p->block_shift;
 	char have[32], need[32], block[32];
-	int r = dedup_layout(sb, bytes, block_shift);
+	int r = dedup_layout_journal(sb, bytes, block_shift, p->journal / DEDUP_PAGE_BYTES);
 
 	size_to_text(bytes, have);
 	size_to_text(1ULL << block_shift, block);
@@ -49,6 +55,9 @@ static int lay_out(struct dedup_super *sb, const char *path, u64 bytes, u32 bloc
 		return error_set(err, r, "%s has %s: with blocks of %s that is more than the %llu slots "
 				 "that a cache may have; take larger blocks or a partition", path,
 				 have, block, DEDUP_MAX_SLOTS);
+	if (r == -EINVAL)
+		return error_set(err, r, "the journal is too small for a cache of the size of %s; take "
+				 "a larger one", path);
 	return r ? error_set(err, r, "cannot lay out a cache on %s: %s", path, strerror(-r)) : 0;
 }
 
@@ -125,7 +134,7 @@ static int format_file(const struct disk_file *f, const char *path, const struct
 	struct uuid uuid;
 	int r;
 
-	r = lay_out(sb, path, f->disk.bytes, p->block_shift, err);
+	r = lay_out(sb, path, f->disk.bytes, p, err);
 	if (!r && !p->force)
 		r = check_empty(f, path, err);
 	if (r)

@@ -57,15 +57,16 @@ static int format_run(struct cli *cli, const struct verb *verb, int argc, char *
 	uint64_t block_size = 1ULL << BLOCK_SHIFT_DEFAULT;
 	const char *label = NULL, *cluster = NULL;
 	bool json = false, force = false;
+	struct cache_params params = { 0 };
 	const struct opt opts[] = {
 		OPT_SIZE("block-size", "SIZE", &block_size, "the cluster's (256K)"),
+		OPT_SIZE("journal", "SIZE", &params.journal, "64K to 64M (a 128th, at least 2M)"),
 		OPT_TEXT("cluster", "UUID", &cluster, "refuse to serve any other cluster"),
 		OPT_TEXT("label", "TEXT", &label, "a name for people, at most 63 bytes"),
 		OPT_FLAG("force", &force, "even if the disk is not empty: all on it is lost"),
 		OPT_FLAG("json", &json, "print JSON"),
 		OPT_END
 	};
-	struct cache_params params = { 0 };
 	struct cache_info info;
 	struct progress bar = { 0 };
 	struct error err = { 0 };
