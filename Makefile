@@ -128,10 +128,20 @@ $(O)/tests/cluster/host_agent: $(call objs,$(addprefix tests/cluster/,host_agent
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $(CLUSTER_WRAP:%=-Wl,--wrap=%) $^ $(LDLIBS)
 cluster-build: all $(CLUSTER_TESTS:%=$(O)/tests/cluster/%) $(O)/tests/cluster/host_agent
 
-# Helpers of the tests that run in a VM.
-$(O)/tests/stamp: $(O)/obj/tests/crash/stamp.o
+# Programs of the tests that run in a VM.
+SELFTEST_PROGRAMS := $(patsubst tests/selftests/%.c,$(O)/selftests/%,$(wildcard tests/selftests/*.c))
+$(O)/selftests/%: $(O)/obj/tests/selftests/%.o
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lpthread
+selftest-build: $(SELFTEST_PROGRAMS)
+
+$(O)/tests/crash/disk: $(O)/obj/tests/crash/disk.o
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^
+$(O)/tests/crash/replay: $(addprefix $(O)/obj/tests/crash/,replay.o verify.o) $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+crash-build: selftest-build $(addprefix $(O)/tests/crash/,disk replay)
 
 $(O)/tests/cluster/history: $(O)/obj/tests/cluster/history.o $(LIBS)
 	@mkdir -p $(@D)
@@ -163,6 +173,6 @@ install: all
 clean:
 	rm -rf build
 
-.PHONY: all unit unit-build cluster-build fuzz fuzz-build bench-build modules install clean
+.PHONY: all selftest-build crash-build unit unit-build cluster-build fuzz fuzz-build bench-build modules install clean
 .SECONDARY:
 -include $(shell find $(O)/obj -name '*.d' 2>/dev/null)

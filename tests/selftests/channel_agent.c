@@ -2,7 +2,7 @@
 /*
  * channel_agent: an agent for the kernel's tests, without any of the project's userspace
  *
- *	channel_agent serve [-h] [-m] [-z] [-s SOURCE] CACHE-UUID:CACHE-DEVICE SOCKET NAME=FILE...
+ *	channel_agent serve [-h] [-m] [-v] [-z] [-s SOURCE] CACHE-UUID:CACHE-DEVICE SOCKET NAME=FILE...
  *	channel_agent ctl SOCKET COMMAND [ARGUMENT...]
  *
  * serve opens the cache's channel and answers for images that are plain files. A file is its
@@ -10,6 +10,7 @@
  *
  *	-h	holds FETCHes back until the command `answer`
  *	-m	answers with MAP where a CLEAN slot with the content is known
+ *	-v	keeps in FILE.N what version N changed: (64-bit number, content) of each block
  *	-z	answers with MAP ZERO where the block is all zeros
  *	-s	says with PUBLISH that the block is from SOURCE (enum dm_dedup_source)
  *
@@ -49,6 +50,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include <linux/dm-dedup.h>
+#include "../stamps.h"
 
 #define MAX_IMAGES	512
 #define MAX_HELD	4096
@@ -74,7 +76,8 @@ struct agent {
 	uint32_t block;
 	struct image images[MAX_IMAGES];
 	int nr_images;
-	bool hold, use_map, use_zero, quit;
+	bool hold, use_map, use_zero, keep_versions, quit;
+	FILE *version; /* the file for what the version being merged changes */
 	uint32_t source;
 	struct dm_dedup_upcall held[MAX_HELD];
 	int nr_held;
@@ -191,18 +194,12 @@ static int image_read(const struct image *im, uint64_t block, uint32_t bs, uint8
 	return 0;
 }
 
-static uint64_t hash64(const uint8_t *p, size_t n)
+/* A fingerprint stands in for a real one: what matters here is that it follows from the content. */
+static void make_fp(uint64_t hash, uint8_t fp[DM_DEDUP_FP_SIZE])
 {
-	uint64_t h = 0xcbf29ce484222325ULL;
-
-	for (size_t i = 0; i + 8 <= n; i += 8) {
-		uint64_t w;
-
-		memcpy(&w, p + i, 8);
-		h = (h ^ w) * 0x100000001b3ULL;
-		h ^= h >> 29;
-	}
-	return h;
+	memset(fp, 0, DM_DEDUP_FP_SIZE);
+	memcpy(fp, &hash, sizeof(hash));
+	fp[31] = 1;
 }
 
 /* ---- calls ---- */
@@ -280,12 +277,11 @@ static int answer_publish(struct agent *a, const struct dm_dedup_upcall *up, con
 		.data = (uintptr_t)data, .source = a->source,
 	};
 	struct dm_dedup_batch b = {};
-	uint64_t hash = hash64(data, a->block);
+	uint64_t hash = stamps_hash(data, a->block);
 	int r;
 
 	memcpy(p.root, up->info.root, sizeof(p.root));
-	memcpy(p.fp, &hash, sizeof(hash));
-	p.fp[31] = 1;
+	make_fp(hash, p.fp);
 	r = batch(a, DM_DEDUP_PUBLISH, &b, &p, sizeof(p), 1);
 	if (!r && !p.result) {
 		k->hash = hash;
@@ -308,10 +304,10 @@ static int answer_fetch(struct agent *a, const struct dm_dedup_upcall *up)
 		free(buf);
 		return -EIO;
 	}
-	k = &a->known[hash64(buf, a->block) % MAX_KNOWN];
+	k = &a->known[stamps_hash(buf, a->block) % MAX_KNOWN];
 	if (a->use_zero && all_zero(buf, a->block)) {
 		r = answer_map(a, up, NULL);
-	} else if (a->use_map && k->seq && k->hash == hash64(buf, a->block) &&
+	} else if (a->use_map && k->seq && k->hash == stamps_hash(buf, a->block) &&
 		   !answer_map(a, up, k)) {
 		r = 0;
 	} else {
@@ -476,12 +472,49 @@ static int merge_entry(struct agent *a, const struct dm_dedup_cut_entry *e, void
 	n = e->block * a->block + a->block > im->size ? im->size - e->block * a->block : a->block;
 	if (!r && pwrite(im->fd, block, n, e->block * a->block) != n)
 		r = -EIO;
+	if (!r && a->version) {
+		uint64_t nr = e->block;
+
+		if (fwrite(&nr, sizeof(nr), 1, a->version) != 1 ||
+		    fwrite(block, a->block, 1, a->version) != 1)
+			r = -EIO;
+	}
 	free(block);
 	free(data);
 	return r;
 }
 
+/* Merges the cut into the file, which is the next version then. */
+static int merge_cut(struct agent *a, uint64_t volume, struct image *im, uint64_t cut)
+{
+	char path[4096];
+	int r;
+
+	if (a->keep_versions) {
+		snprintf(path, sizeof(path), "%s.%" PRIu64, im->file, im->version + 1);
+		a->version = fopen(path, "w");
+		if (!a->version)
+			return -errno;
+	}
+	r = each_entry(a, volume, cut, merge_entry, im);
+	if (a->version) {
+		if (!r && (fflush(a->version) || fsync(fileno(a->version))))
+			r = -errno;
+		fclose(a->version);
+		a->version = NULL;
+	}
+	if (!r && fsync(im->fd))
+		r = -errno;
+	if (r)
+		return r;
+	im->cut = cut;
+	im->version++;
+	head_save(im);
+	return 0;
+}
+
 struct commit {
+	struct image *im;
 	uint64_t volume, cut, epoch;
 	uint8_t root[DM_DEDUP_FP_SIZE];
 	struct dm_dedup_replacement e[64];
@@ -516,9 +549,14 @@ static int stage_entry(struct agent *a, const struct dm_dedup_cut_entry *e, void
 	rep->seq = e->seq;
 	rep->kind = DM_DEDUP_BASE_NONE;
 	if (e->flags & DM_DEDUP_CUT_COMPLETE) {
+		uint8_t *buf = malloc(a->block);
+		int r = image_read(cm->im, e->block, a->block, buf);
+
 		rep->kind = DM_DEDUP_BASE_OWN;
-		rep->fp[0] = e->seq;
-		rep->fp[31] = 2;
+		make_fp(stamps_hash(buf, a->block), rep->fp);
+		free(buf);
+		if (r)
+			return r;
 	}
 	return cm->n == 64 ? commit_send(a, cm, true) : 0;
 }
@@ -542,18 +580,14 @@ static int cmd_push(struct agent *a, const char *what, bool commit)
 	fprintf(a->out, "cut %llu\n", cut.cut);
 	/* A cut that the head has already gets its first result again. */
 	if (cut.cut != im->cut) {
-		r = each_entry(a, info.volume, cut.cut, merge_entry, im);
+		r = merge_cut(a, info.volume, im, cut.cut);
 		if (r)
 			return r;
-		if (fsync(im->fd))
-			return -errno;
-		im->cut = cut.cut;
-		im->version++;
-		head_save(im);
 	}
 	if (!commit)
 		return 0;
 	memset(&cm, 0, sizeof(cm));
+	cm.im = im;
 	cm.volume = info.volume;
 	cm.cut = cut.cut;
 	cm.epoch = cut.lease_epoch;
@@ -965,9 +999,10 @@ static int serve(int argc, char **argv)
 	char path[128];
 	int opt, r;
 
-	while ((opt = getopt(argc, argv, "hmzs:")) != -1) {
+	while ((opt = getopt(argc, argv, "hmvzs:")) != -1) {
 		a.hold |= opt == 'h';
 		a.use_map |= opt == 'm';
+		a.keep_versions |= opt == 'v';
 		a.use_zero |= opt == 'z';
 		if (opt == 's')
 			a.source = atoi(optarg);

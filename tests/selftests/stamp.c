@@ -1,127 +1,193 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * stamp: writes that can be accounted for after a crash
+ * stamp: writes that can be accounted for after a crash (tests/stamps.h)
  *
- *	stamp write DEVICE LOG SEED COUNT [EVERY [SYNC]]
- *	stamp verify DEVICE LOG SEED COUNT [BASE]
+ *	stamp write [-f FIRST] [-r] [-z] DEVICE LOG SEED COUNT [EVERY [SYNC]]
+ *	stamp verify [-z] DEVICE LOG SEED COUNT [BASE [EVERY]]
  *	stamp fill FILE BYTES SEED
  *
- * write makes COUNT writes of random length and place, all determined by SEED. Each sector says
- * which write it is of. After every EVERY writes (default 8) it makes them durable, by fdatasync
- * or, with SYNC = fua, by writing the last of them with O_DSYNC, and then appends the number of
- * the last write to LOG. It stops at the first error, with status 2.
+ * write makes COUNT operations of random length and place, all determined by SEED. Each sector
+ * says which operation it is of. After every EVERY (default 8) it makes them durable, by fdatasync
+ * or, with SYNC = fua, by writing each with O_DSYNC, and then appends the number of the
+ * last one to LOG; to a LOG that is a block device it writes an acknowledgement (struct
+ * stamp_ack) instead, at sector SEED % 64. It stops at the first error, with status 2.
  *
- * verify accepts in each sector the last write that LOG says is durable, or any later one that
- * covers the sector; where no write is durable also what BASE (zeros without it) has there.
+ *	-f FIRST	goes on with this operation: those before it are durable
+ *	-r		reads random sectors now and then, which must hold what was written last
+ *			(else status 3)
+ *	-z		with writes of zeros and discards (not with fua)
+ *
+ * verify accepts in each sector the last operation that LOG says is durable, or any later one
+ * that covers the sector and can have begun; where none is durable also what BASE
+ * (zeros without it) has there.
  *
  * fill makes a file of pseudo-random bytes, always the same for one seed.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <linux/fs.h>
+#include "../stamps.h"
 
-#define SECTOR		512
-#define MAX_SECTORS	1024
+#define BUF_BYTES (STAMP_MAX_SECTORS * STAMP_SECTOR)
 
-struct write {
-	uint64_t sector;
-	uint32_t len;
+struct args {
+	const char *device;
+	const char *log;
+	uint64_t seed;
+	uint64_t count;
+	uint64_t every;
+	uint64_t first;
+	const char *base;
+	bool fua;
+	bool zeros;
+	bool reads;
 };
 
-static uint64_t rng;
+struct writer {
+	struct stamps stamps;
+	struct stamps before; /* the state as the reader sees it: all done is durable */
+	int fd;
+	int sync_fd;
+	int log;
+	bool log_is_device;
+	uint8_t *buf;
+	uint8_t *base;
+	uint64_t rng;
+};
 
-static uint64_t next_random(void)
-{
-	rng ^= rng << 13;
-	rng ^= rng >> 7;
-	rng ^= rng << 17;
-	return rng * 0x2545f4914f6cdd1dULL;
-}
-
-/* Mostly small and aligned to 4 KiB, as file systems write; but of every kind. */
-static struct write next_write(uint64_t sectors)
-{
-	uint64_t kind = next_random() % 10, a = next_random(), b = next_random();
-	struct write w;
-
-	if (kind < 6)
-		w.len = 8 * (1 + a % 4);
-	else if (kind < 9)
-		w.len = 1 + a % 64;
-	else
-		w.len = 1 + a % MAX_SECTORS;
-	if (w.len > sectors)
-		w.len = sectors;
-	w.sector = b % (sectors - w.len + 1);
-	if (kind < 6)
-		w.sector &= ~7ULL;
-	return w;
-}
-
-static void stamp(uint64_t *p, uint64_t sector, uint64_t n)
-{
-	for (int i = 0; i < SECTOR / 8; i += 2) {
-		p[i] = n;
-		p[i + 1] = sector ^ (n * 0x9e3779b97f4a7c15ULL + i);
-	}
-}
-
-static uint64_t size_of(int fd)
+static uint64_t sectors_of(int fd)
 {
 	struct stat st;
 	uint64_t bytes;
 
 	if (!fstat(fd, &st) && S_ISREG(st.st_mode))
-		return st.st_size / SECTOR;
+		return st.st_size / STAMP_SECTOR;
 	if (ioctl(fd, BLKGETSIZE64, &bytes))
 		return 0;
-	return bytes / SECTOR;
+	return bytes / STAMP_SECTOR;
 }
 
-static int do_write(char **argv, int argc)
+/* ---- write ---- */
+
+static int do_op(struct writer *w, const struct args *a, uint64_t n)
 {
-	int fd = open(argv[0], O_RDWR | O_DIRECT);
-	int sync_fd = open(argv[0], O_RDWR | O_DIRECT | O_DSYNC);
-	int log = open(argv[1], O_WRONLY | O_CREAT | O_APPEND, 0644);
-	uint64_t count = strtoull(argv[3], NULL, 0);
-	uint64_t every = argc > 4 ? strtoull(argv[4], NULL, 0) : 8;
-	bool fua = argc > 5 && !strcmp(argv[5], "fua");
-	uint64_t sectors = size_of(fd);
-	uint8_t *buf = aligned_alloc(4096, MAX_SECTORS * SECTOR);
+	const struct stamp_op *op = &w->stamps.ops[n];
+	uint64_t range[2] = { op->sector * STAMP_SECTOR, (uint64_t)op->len * STAMP_SECTOR };
+
+	if (op->kind == STAMP_ZERO)
+		return ioctl(w->fd, BLKZEROOUT, range);
+	if (op->kind == STAMP_DISCARD)
+		return ioctl(w->fd, BLKDISCARD, range);
+	for (uint32_t i = 0; i < op->len; i++)
+		stamps_fill(&w->stamps, (uint64_t *)(w->buf + i * STAMP_SECTOR), op->sector + i, n);
+	/* O_DSYNC flushes nothing but its own write: then each is one. */
+	return pwrite(a->fua ? w->sync_fd : w->fd, w->buf, range[1], range[0]) ==
+		       (ssize_t)range[1] ? 0 : -1;
+}
+
+static int acknowledge(struct writer *w, const struct args *a, uint64_t n)
+{
+	struct stamp_ack *ack = (struct stamp_ack *)w->buf;
 	char line[32];
 
-	if (fd < 0 || sync_fd < 0 || log < 0 || !sectors) {
-		perror(argv[0]);
-		return 1;
+	if (w->log_is_device) {
+		memset(w->buf, 0, STAMP_SECTOR);
+		*ack = (struct stamp_ack){ STAMP_ACK_MAGIC, a->seed, n };
+		return pwrite(w->log, w->buf, STAMP_SECTOR, a->seed % 64 * STAMP_SECTOR) ==
+			       STAMP_SECTOR ? 0 : -1;
 	}
-	for (uint64_t n = 1; n <= count; n++) {
-		struct write w = next_write(sectors);
-		bool sync = n % every == 0;
+	snprintf(line, sizeof(line), "%20llu\n", (unsigned long long)n);
+	return write(w->log, line, strlen(line)) == (ssize_t)strlen(line) ? 0 : -1;
+}
 
-		for (uint32_t i = 0; i < w.len; i++)
-			stamp((uint64_t *)(buf + i * SECTOR), w.sector + i, n);
-		/* O_DSYNC flushes nothing but its own write: then each is one. */
-		if (pwrite(fua ? sync_fd : fd, buf, w.len * SECTOR, w.sector * SECTOR) !=
-		    (ssize_t)w.len * SECTOR)
-			return 2;
-		if (!sync)
+/* Some sectors must hold what the operations up to @n have put there. */
+static int read_back(struct writer *w, uint64_t n)
+{
+	uint64_t sector = stamps_random(&w->rng) % w->stamps.sectors;
+	uint64_t len = 1 + stamps_random(&w->rng) % 128;
+
+	if (sector + len > w->stamps.sectors)
+		len = w->stamps.sectors - sector;
+	if (pread(w->fd, w->buf, len * STAMP_SECTOR, sector * STAMP_SECTOR) !=
+	    (ssize_t)(len * STAMP_SECTOR))
+		return 2;
+	stamps_durable(&w->before, n);
+	stamps_begun(&w->before, n);
+	for (uint64_t i = 0; i < len; i++) {
+		if (stamps_allowed(&w->before, sector + i, w->buf + i * STAMP_SECTOR,
+				   w->base + (sector + i) * STAMP_SECTOR))
 			continue;
-		if (!fua && fdatasync(fd))
+		printf("sector %llu does not hold what was written, after operation %llu\n",
+		       (unsigned long long)(sector + i), (unsigned long long)n);
+		return 3;
+	}
+	return 0;
+}
+
+static int write_all(struct writer *w, const struct args *a)
+{
+	int r;
+
+	for (uint64_t n = a->first; n <= a->count; n++) {
+		if (do_op(w, a, n))
 			return 2;
-		snprintf(line, sizeof(line), "%20llu\n", (unsigned long long)n);
-		if (write(log, line, strlen(line)) != (ssize_t)strlen(line))
+		r = a->reads && n % 4 == 0 ? read_back(w, n) : 0;
+		if (r)
+			return r;
+		if (n % a->every)
+			continue;
+		if (!a->fua && fdatasync(w->fd))
+			return 2;
+		if (acknowledge(w, a, n))
 			return 1;
 	}
 	return 0;
 }
+
+static int read_base(struct writer *w, const struct args *a)
+{
+	uint64_t bytes = w->stamps.sectors * STAMP_SECTOR;
+
+	w->base = aligned_alloc(4096, (bytes + 4095) & ~4095ULL);
+	for (uint64_t at = 0; w->base && at < bytes;) {
+		ssize_t n = pread(w->fd, w->base + at, bytes - at < BUF_BYTES ? bytes - at : BUF_BYTES,
+				  at);
+
+		if (n <= 0)
+			return -1;
+		at += n;
+	}
+	return w->base ? stamps_init(&w->before, a->seed, a->count, w->stamps.sectors, a->zeros) :
+			 -1;
+}
+
+static int do_write(const struct args *a)
+{
+	struct writer w = {
+		.fd = open(a->device, O_RDWR | O_DIRECT),
+		.sync_fd = open(a->device, O_RDWR | O_DIRECT | O_DSYNC),
+		.buf = aligned_alloc(4096, BUF_BYTES),
+		.rng = stamps_rng(a->seed + 1),
+	};
+	struct stat st;
+
+	w.log_is_device = !stat(a->log, &st) && S_ISBLK(st.st_mode);
+	w.log = w.log_is_device ? open(a->log, O_WRONLY | O_DIRECT) :
+				  open(a->log, O_WRONLY | O_CREAT | O_APPEND | O_DSYNC, 0644);
+	if (w.fd < 0 || w.sync_fd < 0 || w.log < 0 || !w.buf || !sectors_of(w.fd) ||
+	    stamps_init(&w.stamps, a->seed, a->count, sectors_of(w.fd), a->zeros) ||
+	    (a->reads && read_base(&w, a))) {
+		perror(a->device);
+		return 1;
+	}
+	return write_all(&w, a);
+}
+
+/* ---- verify ---- */
 
 static uint64_t last_durable(const char *path)
 {
@@ -136,75 +202,59 @@ static uint64_t last_durable(const char *path)
 	return last;
 }
 
-/* Is what the sector holds write @n's, and did that write cover it? */
-static bool is_of(const uint64_t *p, const struct write *w, uint64_t sector, uint64_t n)
+static int do_verify(const struct args *a)
 {
-	uint64_t want[SECTOR / 8];
+	int fd = open(a->device, O_RDONLY | O_DIRECT);
+	int base = a->base ? open(a->base, O_RDONLY) : -1;
+	uint8_t *buf = aligned_alloc(4096, BUF_BYTES), old[STAMP_SECTOR] = { 0 };
+	uint64_t bad = 0, later = 0;
+	struct stamps s;
 
-	if (sector < w[n].sector || sector >= w[n].sector + w[n].len)
-		return false;
-	stamp(want, sector, n);
-	return !memcmp(p, want, SECTOR);
-}
-
-static int do_verify(char **argv, int argc)
-{
-	int fd = open(argv[0], O_RDONLY | O_DIRECT);
-	int base = argc > 4 ? open(argv[4], O_RDONLY) : -1;
-	uint64_t count = strtoull(argv[3], NULL, 0), durable = last_durable(argv[1]);
-	uint64_t sectors = size_of(fd), bad = 0, later = 0;
-	struct write *w = calloc(count + 1, sizeof(*w));
-	uint64_t *last = calloc(sectors, sizeof(*last));
-	uint8_t *buf = aligned_alloc(4096, MAX_SECTORS * SECTOR), old[SECTOR];
-
-	if (fd < 0 || !sectors || !w || !last) {
-		perror(argv[0]);
+	if (fd < 0 || !buf || !sectors_of(fd) ||
+	    stamps_init(&s, a->seed, a->count, sectors_of(fd), a->zeros)) {
+		perror(a->device);
 		return 1;
 	}
-	for (uint64_t n = 1; n <= count; n++) {
-		w[n] = next_write(sectors);
-		for (uint32_t i = 0; n <= durable && i < w[n].len; i++)
-			last[w[n].sector + i] = n;
-	}
-	for (uint64_t s = 0; s < sectors; s++) {
-		uint64_t *p = (uint64_t *)(buf + s % MAX_SECTORS * SECTOR), n;
+	stamps_durable(&s, last_durable(a->log));
+	stamps_begun(&s, s.durable + a->every);
+	for (uint64_t sector = 0; sector < s.sectors; sector++) {
+		uint64_t *p = (uint64_t *)(buf + sector % STAMP_MAX_SECTORS * STAMP_SECTOR);
 
-		if (s % MAX_SECTORS == 0 &&
-		    pread(fd, buf, MAX_SECTORS * SECTOR, s * SECTOR) <= 0) {
+		if (sector % STAMP_MAX_SECTORS == 0 &&
+		    pread(fd, buf, BUF_BYTES, sector * STAMP_SECTOR) <= 0) {
 			perror("read");
 			return 1;
 		}
-		n = p[0];
-		if (n >= 1 && n >= last[s] && n <= count && is_of(p, w, s, n)) {
-			later += n > durable;
+		if (base >= 0 && pread(base, old, STAMP_SECTOR, sector * STAMP_SECTOR) < 0)
+			return 1;
+		if (!stamps_allowed(&s, sector, p, old)) {
+			if (bad++ < 5)
+				printf("sector %llu: operation %llu expected, holds %llx\n",
+				       (unsigned long long)sector,
+				       (unsigned long long)s.last[sector],
+				       (unsigned long long)p[0]);
 			continue;
 		}
-		memset(old, 0, SECTOR);
-		if (base >= 0 && pread(base, old, SECTOR, s * SECTOR) < 0)
-			return 1;
-		if (!last[s] && !memcmp(p, old, SECTOR))
-			continue;
-		if (bad++ < 5)
-			printf("sector %llu: write %llu expected, holds %llx\n",
-			       (unsigned long long)s, (unsigned long long)last[s],
-			       (unsigned long long)n);
+		later += p[0] > s.durable && p[0] <= s.begun && stamps_is_of(&s, p, sector, p[0]);
 	}
-	printf("durable %llu, later sectors %llu, bad sectors %llu\n", (unsigned long long)durable,
-	       (unsigned long long)later, (unsigned long long)bad);
+	printf("durable %llu, later sectors %llu, bad sectors %llu\n",
+	       (unsigned long long)s.durable, (unsigned long long)later, (unsigned long long)bad);
 	return bad ? 1 : 0;
 }
+
+/* ---- fill ---- */
 
 static int do_fill(const char *path, uint64_t bytes, uint64_t seed)
 {
 	static uint64_t buf[8192];
+	uint64_t rng = stamps_rng(seed);
 	FILE *f = fopen(path, "w");
 
-	rng = seed * 0x9e3779b97f4a7c15ULL | 1;
 	while (f && bytes) {
 		size_t n = bytes < sizeof(buf) ? bytes : sizeof(buf);
 
 		for (size_t i = 0; i < sizeof(buf) / 8; i++)
-			buf[i] = next_random();
+			buf[i] = stamps_random(&rng);
 		if (fwrite(buf, 1, n, f) != n)
 			break;
 		bytes -= n;
@@ -216,15 +266,46 @@ static int do_fill(const char *path, uint64_t bytes, uint64_t seed)
 	return 0;
 }
 
+static int usage(void)
+{
+	fprintf(stderr, "usage: stamp write [-f FIRST] [-r] [-z] DEVICE LOG SEED COUNT [EVERY [SYNC]]\n"
+			"       stamp verify [-z] DEVICE LOG SEED COUNT [BASE [EVERY]]\n"
+			"       stamp fill FILE BYTES SEED\n");
+	return 1;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc == 5 && !strcmp(argv[1], "fill"))
+	struct args a = { .every = 8, .first = 1 };
+	const char *what = argc > 1 ? argv[1] : "";
+	int opt;
+
+	if (argc == 5 && !strcmp(what, "fill"))
 		return do_fill(argv[2], strtoull(argv[3], NULL, 0), strtoull(argv[4], NULL, 0));
-	if (argc < 6) {
-		fprintf(stderr, "usage: stamp write|verify DEVICE LOG SEED COUNT ...\n");
-		return 1;
+	argc--;
+	argv++;
+	while ((opt = getopt(argc, argv, "f:rz")) != -1) {
+		if (opt == '?')
+			return usage();
+		if (opt == 'f')
+			a.first = strtoull(optarg, NULL, 0);
+		a.reads |= opt == 'r';
+		a.zeros |= opt == 'z';
 	}
-	rng = strtoull(argv[4], NULL, 0) * 0x9e3779b97f4a7c15ULL | 1;
-	return !strcmp(argv[1], "write") ? do_write(argv + 2, argc - 2) :
-					   do_verify(argv + 2, argc - 2);
+	argc -= optind;
+	argv += optind;
+	if (argc < 4)
+		return usage();
+	a.device = argv[0];
+	a.log = argv[1];
+	a.seed = strtoull(argv[2], NULL, 0);
+	a.count = strtoull(argv[3], NULL, 0);
+	if (!strcmp(what, "write")) {
+		a.every = argc > 4 ? strtoull(argv[4], NULL, 0) : a.every;
+		a.fua = argc > 5 && !strcmp(argv[5], "fua");
+		return a.every ? do_write(&a) : usage();
+	}
+	a.base = argc > 4 && *argv[4] ? argv[4] : NULL;
+	a.every = argc > 5 ? strtoull(argv[5], NULL, 0) : a.every;
+	return strcmp(what, "verify") ? usage() : do_verify(&a);
 }
