@@ -99,7 +99,9 @@ static int bdev_write(void *ctx, const struct dedup_io *ios, unsigned int n, boo
 {
 	blk_opf_t opf = REQ_OP_WRITE | REQ_META | REQ_SYNC;
 
-	return disk_transfer(ctx, ios, n, fua ? opf | REQ_PREFLUSH | REQ_FUA : opf);
+	if (fua)
+		opf |= planted(PLANTED_NO_PREFLUSH) ? REQ_FUA : REQ_FUA | REQ_PREFLUSH;
+	return disk_transfer(ctx, ios, n, opf);
 }
 
 static int bdev_flush(void *ctx)

@@ -67,7 +67,8 @@ static int cut_close(struct volume *vol, struct dm_dedup_cut *cut)
 	spin_unlock(&c->lock);
 	if (r || !cut->cut)
 		return r;
-	inflight_drain(&c->inflight);
+	if (!planted(PLANTED_CUT_NO_DRAIN))
+		inflight_drain(&c->inflight);
 	return dedup_store_sync(c->store);
 }
 
@@ -353,13 +354,20 @@ static int commit(struct volume *vol, struct dm_dedup_batch *batch,
 	spin_lock(&c->lock);
 	memcpy(vol->rec.root, batch->root, sizeof(vol->rec.root));
 	vol->rec.committed_cut = batch->cut;
-	volume_changed(vol);
+	if (!planted(PLANTED_COMMIT_BEFORE_ROOT))
+		volume_changed(vol);
 	spin_unlock(&c->lock);
 	r = dedup_store_sync(c->store);
 	/* A store that has failed takes no further change: what is in memory may stay as it is. */
 	if (!r)
 		commit_apply(vol, batch->cut);
 	commit_unstage(vol);
+	if (planted(PLANTED_COMMIT_BEFORE_ROOT)) {
+		spin_lock(&c->lock);
+		volume_changed(vol);
+		spin_unlock(&c->lock);
+		r = dedup_store_sync(c->store);
+	}
 	return r;
 }
 

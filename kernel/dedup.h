@@ -28,10 +28,12 @@
 
 #include <linux/bio.h>
 #include <linux/blkdev.h>
+#include <linux/delay.h>
 #include <linux/device-mapper.h>
 #include <linux/hashtable.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
+#include <linux/random.h>
 #include <linux/refcount.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -42,6 +44,7 @@
 #include "compat/compat.h"
 #include "channel.h"
 #include "inflight.h"
+#include "planted.h"
 #include "record.h"
 #include "store.h"
 
@@ -420,6 +423,13 @@ struct bio_data {
 static inline struct bio_data *bio_data_of(struct bio *bio)
 {
 	return dm_per_bio_data(bio, sizeof(struct bio_data));
+}
+
+/* In the windows that a CUT may fall into; nothing but for tests. */
+static inline void planted_delay(void)
+{
+	if (planted(PLANTED_DELAYS) || planted(PLANTED_CUT_NO_DRAIN))
+		udelay(get_random_u32() % 256);
 }
 
 static inline u64 cache_new_id(struct cache *c)

@@ -337,10 +337,12 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 	bool opened = false;
 
 	bd->epoch = inflight_enter(&c->inflight);
+	planted_delay();
 	spin_lock(&c->lock);
 	if (volume_slot_of(vol, block))
 		ov = overlay_open(vol, block, 0, &opened);
 	spin_unlock(&c->lock);
+	planted_delay();
 	if (!ov) {
 		inflight_leave(&c->inflight, bd->epoch);
 		return false;
@@ -356,6 +358,8 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 	bd->slot = ov->slot;
 	bd->offset = offset;
 	bd->sectors = bio_sectors(bio);
+	if (planted(PLANTED_VALID_AT_MAP))
+		overlay_written(c, bd);
 	bio_set_dev(bio, c->bdev);
 	bio->bi_iter.bi_sector = slot_sector(c, ov->slot) + offset;
 	return true;

@@ -400,6 +400,8 @@ int dedup_ledger_finish(struct dedup_ledger *l)
 
 	if (!l->writable)
 		return -EROFS;
+	if (planted(PLANTED_CHECKPOINT_OVERTAKES))
+		dedup_journal_mark(&l->journal);
 	dedup_journal_start(&l->journal, &b, l->sb.root_pages);
 	for (i = 0; i < l->sb.dir_pages && !r; i++)
 		if (!dedup_build_entry(&b, &l->table.root[i]))

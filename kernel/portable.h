@@ -87,6 +87,8 @@ static inline void *dedup_alloc(u64 n, size_t size)
 
 #endif
 
+#include "planted.h"
+
 /* 64-bit modulo that also links on 32-bit kernels. */
 static inline u32 dedup_mod(u64 a, u32 b)
 {

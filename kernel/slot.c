@@ -183,6 +183,12 @@ void slot_free(struct cache *c, u32 n)
 	lockdep_assert_held(&c->lock);
 	WRITE_ONCE(s->gen, s->gen + 1);
 	slot_set_state(c, n, SLOT_FREEING);
+	if (planted(PLANTED_SLOT_REUSE) && !(s->flags & SLOT_PENDING)) {
+		spin_lock_irq(&c->change_lock);
+		list_append(c, &c->freed, n);
+		spin_unlock_irq(&c->change_lock);
+		return;
+	}
 	slot_changed(c, n, NULL);
 }
 

@@ -170,7 +170,9 @@ static int map_write(struct volume *vol, struct bio *bio, sector_t sector)
 		return DM_MAPIO_KILL;
 	/* The reference comes before the cut counter is read: see volume_start_write(). */
 	bd->epoch = inflight_enter(&c->inflight);
+	planted_delay();
 	slot = open_slot(vol, block);
+	planted_delay();
 	if (slot == DEDUP_NO_SLOT) {
 		inflight_leave(&c->inflight, bd->epoch);
 		dm_accept_partial_bio(bio, len);
@@ -185,6 +187,8 @@ static int map_write(struct volume *vol, struct bio *bio, sector_t sector)
 		bd->slot = slot;
 		bd->offset = offset;
 		bd->sectors = len;
+		if (planted(PLANTED_VALID_AT_MAP))
+			overlay_written(c, bd);
 		if (bio->bi_opf & REQ_FUA)
 			map_fua(vol, bio, slot, offset);
 	}
@@ -210,7 +214,7 @@ static int map_flush(struct volume *vol, struct bio *bio)
 {
 	struct cache *c = vol->cache;
 
-	if (volume_commit_pending(vol)) {
+	if (volume_commit_pending(vol) && !planted(PLANTED_FLUSH_NO_WAIT)) {
 		commit_wait(c, vol, bio);
 		return DM_MAPIO_SUBMITTED;
 	}
@@ -254,10 +258,12 @@ static int volume_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 
 	if (!(flags & BIO_INFLIGHT))
 		return DM_ENDIO_DONE;
-	if (unlikely(*error))
+	if (unlikely(*error)) {
 		health_suspect(c);
-	else if (flags & BIO_WRITE)
+	} else if (flags & BIO_WRITE) {
+		planted_delay();
 		overlay_written(c, bd);
+	}
 	bd->flags = 0;
 	inflight_leave(&c->inflight, bd->epoch);
 	if ((flags & BIO_FUA) && !*error) {
