@@ -7,7 +7,7 @@
 # Documentation/operations.rst describes it. Sourced after test_common.sh.
 
 top=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd)
-requires patroni etcd psql jq
+requires patroni etcd etcdctl psql jq
 
 # Its programs refuse to run as root.
 if [ "$(id -u)" = 0 ]; then
@@ -81,11 +81,18 @@ ha_members() {
 	return 1
 }
 
-# A primary, a synchronous standby, and $1 members in all that run.
+# A primary, to which $1 - 1 others stream, and one of them synchronous: for PostgreSQL, and in
+# etcd, without which it is not promoted. (What Patroni tells of others is some seconds old.)
 ha_is_whole() {
-	ha_members 2>/dev/null | jq -e --argjson n "$1" '[.members[] | select(.state == "running" or
-		.state == "streaming")] | length == $n and ([.[].role] | contains(["leader"]) and
-		contains(["sync_standby"]))' >/dev/null 2>&1
+	local primary sync
+	primary=$(ha_primary 2>/dev/null) && [ "$primary" ] || return 1
+	sync=$(ETCDCTL_API=3 etcdctl --endpoints "127.0.0.1:$etcd_port" get --print-value-only \
+		/service/vmdedup/sync 2>/dev/null |
+		jq -r --arg leader "n$primary" 'select(.leader == $leader) | .sync_standby') || return 1
+	[ "$sync" ] && [ "$sync" != null ] &&
+	[ "$(ha_sql "$primary" -d postgres -c "SELECT count(*) || ' ' || string_agg(application_name,
+		',') FILTER (WHERE sync_state = 'sync') FROM pg_stat_replication WHERE
+		state = 'streaming'" 2>/dev/null)" = "$(($1 - 1)) $sync" ]
 }
 
 # The number of the node that is the primary.

@@ -56,7 +56,21 @@ note() {
 
 # The service is back: many operations, more than were on their way.
 served_again() {
-	wait_until 60 has_more_than $(($(lines) + 30))
+	local want=$(($(lines) + 30)) end=$((SECONDS + 90))
+	until has_more_than $want; do
+		[ $SECONDS -lt $end ] || show_all
+		sleep 0.1
+	done
+}
+
+show_all() {
+	local f
+	ha_members | jq -c '.members[]'
+	for f in "$ha"/*.log "$store"/*.log; do
+		echo "--- $f"
+		tail -n 25 "$f" | cut -c 1-200
+	done
+	fail "the service does not come back"
 }
 
 kill_primary() {
@@ -91,6 +105,8 @@ ha_start 3
 start_metas
 start "$tools/history" "$metas" "$seed" "$history"
 history_pid=$pid
+# It insists on its answers for minutes.
+cleanup_fn kill -KILL "$history_pid"
 wait_until 30 test -s "$history"
 for ((i = 1; i <= kills; i++)); do
 	kill_primary $((i + 1))

@@ -42,6 +42,10 @@ struct verb {
 /* Each ends with an entry that is all NULL. */
 extern const struct verb cluster_verbs[], image_verbs[], cache_verbs[], volume_verbs[],
 	status_verbs[], peers_verbs[];
+int cluster_backup_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int cluster_restore_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int cluster_migrate_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int cluster_resume_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int import_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv);

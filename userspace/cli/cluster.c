@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* vmdedup cluster: init, info, gc, check. */
+/* vmdedup cluster: init, info, gc, check, key. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/cleanup.h"
-#include "cli/connect.h"
+#include "cli/check.h"
 #include "cli/key.h"
 #include "cli/stores.h"
 #include "cli/ui.h"
@@ -199,11 +199,6 @@ static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **arg
 
 /* ---- check ---- */
 
-struct check {
-	uint64_t nodes, blocks, problems;
-	json_t *list;
-};
-
 static int check_step(struct connection *cn, uint8_t *cursor, size_t *cursor_len, size_t max,
 		      struct check *ck, struct error *err)
 {
@@ -239,13 +234,23 @@ static int check_step(struct connection *cn, uint8_t *cursor, size_t *cursor_len
 	return r;
 }
 
+int check_counts(struct connection *cn, struct check *ck, struct error *err)
+{
+	uint8_t cursor[4096];
+	size_t cursor_len = 0;
+	int r;
+
+	do {
+		r = check_step(cn, cursor, &cursor_len, sizeof(cursor), ck, err);
+	} while (!r && cursor_len && !cli_stopped());
+	return r ? r : cursor_len ? error_set(err, -EINTR, "stopped") : 0;
+}
+
 static int check_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
 	bool json = false;
 	const struct opt opts[] = { OPT_FLAG("json", &json, "print JSON"), OPT_END };
 	struct check ck = { 0 };
-	uint8_t cursor[4096];
-	size_t cursor_len = 0;
 	struct connection cn;
 	struct error err = { 0 };
 	int code, r;
@@ -257,9 +262,7 @@ static int check_run(struct cli *cli, const struct verb *verb, int argc, char **
 		return cli_fail(&err);
 	cli_catch_signals();
 	ck.list = json_array();
-	do {
-		r = check_step(&cn, cursor, &cursor_len, sizeof(cursor), &ck, &err);
-	} while (!r && cursor_len && !cli_stopped());
+	r = check_counts(&cn, &ck, &err);
 	connect_close(&cn);
 	if (r) {
 		json_decref(ck.list);
@@ -315,6 +318,29 @@ const struct verb cluster_verbs[] = {
 	  "Exit code 6 when something is wrong.\n\n"
 	  "examples:\n"
 	  "  vmdedup cluster check\n", check_run },
+	{ "cluster", "backup", "FILE", "write the meta server's store to a file",
+	  "Runs where the store is, while meta servers go on. The cluster's keys are in the file.\n"
+	  "Blocks are not: they are on the data servers.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster backup /backup/meta-$(date +%F)\n"
+	  "  vmdedup cluster backup --store postgresql://vmdedup@pg1,pg2/vmdedup /backup/meta\n",
+	  cluster_backup_run },
+	{ "cluster", "restore", "FILE", "make the meta server's store of a backup",
+	  "There must be no store yet, and no meta server may run on the old one. Deletion on data\n"
+	  "servers is suspended from then on: see `vmdedup cluster resume-deletion`.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster restore /backup/meta-2026-11-22\n", cluster_restore_run },
+	{ "cluster", "migrate-store", "STORE", "move the meta server's store from SQLite to STORE",
+	  "No meta server may run. The file that was the store is named *.moved afterwards.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster migrate-store postgresql://vmdedup@pg1,pg2/vmdedup?sslmode=verify-full\n",
+	  cluster_migrate_run },
+	{ "cluster", "resume-deletion", "", "after a restore: check, and let data servers delete again",
+	  "Recomputes all counts and looks for every named block on the data servers. Exit code 6 when\n"
+	  "something is wrong: deletion stays suspended, unless --force.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster resume-deletion\n"
+	  "  vmdedup cluster resume-deletion --yes --json\n", cluster_resume_run },
 	{ "cluster", "key", "FILE", "make this host's key pair, for links between hosts",
 	  "Writes FILE (public) and FILE_secret (readable by its owner only). Every host needs one;\n"
 	  "servers keep the public keys of all hosts that may connect in one folder.\n\n"

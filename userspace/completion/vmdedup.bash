@@ -15,12 +15,12 @@ _vmdedup() {
 	elif [[ $noun = status || $noun = peers ]]; then
 		words=$(_vmdedup_options "$cmd" "$noun")
 	elif ((COMP_CWORD == 2)); then
-		words="$("$cmd" "$noun" --help 2>/dev/null | sed -n 's/^  \([a-z]*\) .*/\1/p') --help"
+		words="$("$cmd" "$noun" --help 2>/dev/null | sed -n 's/^  \([a-z-]*\) .*/\1/p') --help"
 	elif [[ $cur = -* ]]; then
 		words=$(_vmdedup_options "$cmd" "$noun" "$verb")
 	else
 		case "$noun $verb $COMP_CWORD" in
-		"image import 3"|"image export 4"|cache\ *)
+		"image import 3"|"image export 4"|"cluster backup "*|"cluster restore "*|cache\ *)
 			mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 			return ;;
 		"volume detach "*|"volume push "*)

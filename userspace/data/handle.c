@@ -247,12 +247,29 @@ static void handle_list(struct data_server *s, struct net_request *req,
 	server_submit(s, job);
 }
 
+/* A list that was made before the meta server's store was restored says nothing about now. */
+static bool refuse_history(struct data_server *s, struct net_request *req,
+			   const ProtobufCBinaryData *history)
+{
+	const Vmdedup__MapReply *map = s->topology ? topology_map(s->topology) : NULL;
+
+	if (map && map->deletion_suspended)
+		net_reply_error(req, EBUSY, "deletion is suspended since the meta server's store was "
+				"restored from a backup");
+	else if (!map || map->history.len != history->len ||
+		 (history->len && memcmp(map->history.data, history->data, history->len)))
+		net_reply_error(req, ESTALE, "the list is not of the cluster's present history");
+	else
+		return false;
+	return true;
+}
+
 static void handle_delete(struct data_server *s, struct net_request *req,
 			  const Vmdedup__ShardDelete *del)
 {
 	struct job *job;
 
-	if (refuse_shard(req, del->shard) ||
+	if (refuse_history(s, req, &del->history) || refuse_shard(req, del->shard) ||
 	    refuse_fps(req, &del->fingerprints, PROTO_MAX_TOUCH))
 		return;
 	job = job_new(s, req, JOB_DELETE, del->fingerprints.len / FP_SIZE);

@@ -150,4 +150,18 @@ struct cluster_gc_stats {
 int cluster_gc(struct cluster *c, bool full, uint64_t push_idle_s, bool (*stopped)(void *arg),
 	       void *arg, struct cluster_gc_stats *stats, struct error *err);
 
+/* ---- after a restore ---- */
+struct cluster_missing {
+	uint64_t blocks;  /* that the meta server names */
+	uint64_t missing; /* of them on none of their data servers that answered */
+	uint64_t fewer;	  /* on some, but not on all */
+	uint64_t silent;  /* lists that a data server did not give */
+};
+/*
+ * Holds what is named in the domain `public` against what the data servers list; reads no block's
+ * content. -EINTR when @stopped (may be NULL) returns true. Waits for each answer.
+ */
+int cluster_find_missing(struct cluster *c, bool (*stopped)(void *arg), void *arg,
+			 struct cluster_missing *out, struct error *err);
+
 #endif

@@ -79,7 +79,7 @@ static int cascade(struct collection *g, uint64_t push_idle_s, struct error *err
 }
 
 static int delete_at(struct collection *g, struct server *s, uint32_t shard, uint32_t domain,
-		     uint64_t below_epoch, ProtobufCBinaryData fps, struct error *err)
+		     const Vmdedup__GcListReply *list, struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ShardDelete del = VMDEDUP__SHARD_DELETE__INIT;
@@ -91,8 +91,9 @@ static int delete_at(struct collection *g, struct server *s, uint32_t shard, uin
 		return error_set(err, -ENOTCONN, "no connection to data server %s", s->endpoint);
 	del.shard = shard;
 	del.domain = domain;
-	del.below_epoch = below_epoch;
-	del.fingerprints = fps;
+	del.below_epoch = list->below_epoch;
+	del.fingerprints = list->fingerprints;
+	del.history = list->history;
 	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_DELETE;
 	req.shard_delete = &del;
 	r = net_call(client, &req, NULL, 0, GC_CALL_MS, &reply, err);
@@ -134,8 +135,7 @@ static int delete_page(struct collection *g, uint32_t shard, uint32_t domain,
 		struct server *s = g->c->map[shard * g->c->map_replicas + i];
 
 		if (s)
-			r = delete_at(g, s, shard, domain, list->below_epoch, list->fingerprints,
-				      err);
+			r = delete_at(g, s, shard, domain, list, err);
 	}
 	if (!r)
 		r = forget(g, shard, domain, list->fingerprints, err);
@@ -231,7 +231,7 @@ static int sweep_page(struct collection *g, struct server *s, uint32_t shard, ui
 	unknown = r ? NULL : reply.header->gc_list;
 	if (unknown && unknown->fingerprints.len) {
 		kept = g->stats->kept_copies;
-		r = delete_at(g, s, shard, domain, unknown->below_epoch, unknown->fingerprints, err);
+		r = delete_at(g, s, shard, domain, unknown, err);
 		if (!r && g->stats->kept_copies != kept)
 			r = raise_for_young(g, shard, domain, page, unknown->below_epoch, err);
 	}

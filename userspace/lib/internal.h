@@ -8,6 +8,8 @@
  *   push.c     blocks on their way to data servers: TOUCH, PUT, receipts
  *   parts.c    recipe nodes and receipts on their way to the meta server, the commit
  *   nodes.c    recipe nodes from the meta server
+ *   gc.c       collection
+ *   missing.c  what is named and not there
  */
 #ifndef VMDEDUP_LIB_INTERNAL_H
 #define VMDEDUP_LIB_INTERNAL_H

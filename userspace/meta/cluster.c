@@ -68,7 +68,9 @@ int cluster_info(struct meta_call *c)
 	reply->name = arena_strdup(c->arena, p->name);
 	if (!reply->name)
 		return call_nomem(c);
+	reply->deletion_suspended = p->deletion_suspended;
 	r = call_bytes(c, &reply->cluster, p->uuid.b, sizeof(p->uuid.b)) ?:
+	    call_bytes(c, &reply->history, p->history.b, sizeof(p->history.b)) ?:
 	    cluster_domains(c, &reply->domains, &reply->n_domains) ?:
 	    count_of(c, &reply->images, "SELECT count(*) FROM images WHERE name IS NOT NULL") ?:
 	    count_of(c, &reply->blocks, "SELECT sum(blocks) FROM totals") ?:

@@ -91,6 +91,16 @@ static int condemn_some(struct meta_call *c, unsigned int budget, bool *more)
 	return r < 0 ? r : 0;
 }
 
+/* What the restored store does not know may be all there is of what was pushed since the backup. */
+static int check_suspended(struct meta_call *c)
+{
+	return c->m->params.deletion_suspended ?
+		       call_error(c, -EBUSY, "deletion is suspended since the store was restored from a "
+				  "backup: `vmdedup cluster resume-deletion` checks what there is, and "
+				  "asks") :
+		       0;
+}
+
 int gc_step(struct meta_call *c)
 {
 	const Vmdedup__GcStep *req = c->req->gc_step;
@@ -104,7 +114,9 @@ int gc_step(struct meta_call *c)
 	if (!reply)
 		return call_nomem(c);
 	vmdedup__gc_step_reply__init(reply);
-	if (req->push_idle_s)
+	if (req->now)
+		r = check_suspended(c);
+	if (!r && req->push_idle_s)
 		r = meta_end_idle_pushes(c->m, req->push_idle_s, &c->err);
 	if (!r)
 		r = gc_cascade(c->m, budget, &p, &c->err);
@@ -168,7 +180,7 @@ static int list_reply(struct meta_call *c, uint32_t shard, size_t room,
 	reply->below_epoch = (uint64_t)epoch;
 	c->reply.body_case = VMDEDUP__REPLY__BODY_GC_LIST;
 	c->reply.gc_list = *out = reply;
-	return r < 0 ? r : 0;
+	return r < 0 ? r : call_bytes(c, &reply->history, c->m->params.history.b, 16);
 }
 
 static void add(Vmdedup__GcListReply *reply, const void *fp)
@@ -186,7 +198,7 @@ int gc_list(struct meta_call *c)
 	Vmdedup__GcListReply *reply;
 	int r;
 
-	r = check_shard(c, req->shard, &(ProtobufCBinaryData){ 0 }) ?:
+	r = check_suspended(c) ?: check_shard(c, req->shard, &(ProtobufCBinaryData){ 0 }) ?:
 	    list_reply(c, req->shard, limit, &reply);
 	if (!r && req->after.len)
 		r = call_get_fp(c, &req->after, "after", &after);
@@ -221,7 +233,7 @@ int gc_select(struct meta_call *c)
 	size_t i;
 	int r;
 
-	r = check_shard(c, req->shard, fps) ?:
+	r = check_suspended(c) ?: check_shard(c, req->shard, fps) ?:
 	    list_reply(c, req->shard, fps->len / FP_SIZE, &reply);
 	for (i = 0; !r && i < fps->len; i += FP_SIZE) {
 		r = store_int(call_store(c), &c->err, &condemned,
@@ -247,7 +259,7 @@ int gc_forget(struct meta_call *c)
 
 	if (!vals)
 		return call_nomem(c);
-	r = check_shard(c, req->shard, fps);
+	r = check_suspended(c) ?: check_shard(c, req->shard, fps);
 	if (r)
 		return r;
 	for (i = 0, n = fps->len / FP_SIZE; i < n; i++) {
@@ -257,4 +269,64 @@ int gc_forget(struct meta_call *c)
 	return store_exec_many(call_store(c), &c->err,
 			       "DELETE FROM blocks WHERE domain = ?1 AND fp = ?2 AND condemned > 0",
 			       vals, 2, n, NULL, 0);
+}
+
+/* ---- after a restore ---- */
+
+int gc_block_list(struct meta_call *c)
+{
+	const Vmdedup__BlockList *req = c->req->block_list;
+	size_t limit = req->limit ? MIN(req->limit, PROTO_MAX_TOUCH) : PROTO_MAX_TOUCH;
+	Vmdedup__BlockListReply *reply = call_alloc(c, sizeof(*reply));
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct fp after, to, fp;
+	size_t len = 0;
+	int r;
+
+	if (!reply)
+		return call_nomem(c);
+	vmdedup__block_list_reply__init(reply);
+	reply->fingerprints.data = call_alloc(c, limit * FP_SIZE);
+	if (!reply->fingerprints.data)
+		return call_nomem(c);
+	r = check_shard(c, req->shard, &(ProtobufCBinaryData){ 0 });
+	if (r)
+		return r;
+	shard_range(req->shard, &after, &to);
+	if (req->after.len)
+		r = call_get_fp(c, &req->after, "after", &after);
+	if (!r)
+		r = store_query(call_store(c), &c->err, &rows,
+				"SELECT fp FROM blocks WHERE domain = ?1 AND fp >= ?2 AND fp <= ?3 "
+				"AND NOT (?4 AND fp = ?2) AND count > 0 ORDER BY fp LIMIT ?5",
+				V_INT(req->domain), V_FP(&after), V_FP(&to),
+				V_INT(req->after.len != 0), V_INT(limit + 1));
+	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
+		r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
+		reply->more = len == limit * FP_SIZE;
+		if (reply->more)
+			break;
+		memcpy(reply->fingerprints.data + len, fp.b, FP_SIZE);
+		len += FP_SIZE;
+	}
+	reply->fingerprints.len = len;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_BLOCK_LIST;
+	c->reply.block_list = reply;
+	return r;
+}
+
+/* The map's version goes up: that is how data servers learn. */
+int gc_deletion_resume(struct meta_call *c)
+{
+	struct uuid history;
+	int64_t n;
+	int r;
+
+	r = call_get_uuid(c, &c->req->deletion_resume->history, "the history", &history);
+	if (r)
+		return r;
+	if (!uuid_equal(&history, &c->m->params.history))
+		return call_error(c, -ESTALE, "the store has been restored once more: check again");
+	n = store_exec(call_store(c), &c->err, "UPDATE cluster SET deletion = 0");
+	return n < 0 ? (int)n : map_bump(c->m, false, &c->err);
 }

@@ -51,6 +51,8 @@ static const struct verb verbs[] = {
 	VERB(GC_LIST, VERB_READ, gc_list),
 	VERB(GC_SELECT, VERB_READ, gc_select),
 	VERB(GC_FORGET, VERB_REPEAT, gc_forget),
+	VERB(BLOCK_LIST, VERB_READ, gc_block_list),
+	VERB(DELETION_RESUME, VERB_MUTATION, gc_deletion_resume),
 	VERB(CHECK_STEP, VERB_LOOK, check_step),
 	VERB(PEER_ANNOUNCE, VERB_REPEAT, peers_announce),
 	VERB(TRACE_GET, VERB_READ, trace_get),
@@ -152,13 +154,15 @@ static int load_params(struct meta *m, struct error *err)
 
 	r = store_query(m->store, err, &rows,
 			"SELECT uuid, name, algorithm, block_shift, replicas, min_copies, "
-			"receipt_key, map_version, age_s, members_version FROM cluster");
+			"receipt_key, map_version, age_s, members_version, history, deletion FROM "
+			"cluster");
 	if (!r)
 		r = rows_next(&rows, err);
 	if (r <= 0)
 		return r ? r : store_fail(m->store, err, -EUCLEAN, "the cluster's row is missing");
 	r = rows_bytes(&rows, 0, p->uuid.b, sizeof(p->uuid.b), err) ?:
-	    rows_bytes(&rows, 6, p->receipt_key, sizeof(p->receipt_key), err);
+	    rows_bytes(&rows, 6, p->receipt_key, sizeof(p->receipt_key), err) ?:
+	    rows_bytes(&rows, 10, p->history.b, sizeof(p->history.b), err);
 	if (r)
 		return r;
 	snprintf(p->name, sizeof(p->name), "%s", rows_text(&rows, 1));
@@ -169,6 +173,7 @@ static int load_params(struct meta *m, struct error *err)
 	p->map_version = (uint64_t)rows_int(&rows, 7);
 	p->age_s = (uint64_t)rows_int(&rows, 8);
 	p->members_version = (uint64_t)rows_int(&rows, 9);
+	p->deletion_suspended = rows_int(&rows, 11) != 0;
 	if (p->block_shift < BLOCK_SHIFT_MIN || p->block_shift > BLOCK_SHIFT_MAX ||
 	    p->replicas < 1 || p->replicas > 4 || p->min_copies < 1 || p->min_copies > p->replicas)
 		return store_fail(

@@ -44,6 +44,8 @@ extern const struct meta_env meta_real_env;
 /* The cluster's row, read at the start of each transaction. */
 struct meta_params {
 	struct uuid uuid;
+	struct uuid history;
+	bool deletion_suspended; /* since a restore, until a person agrees */
 	char name[META_MAX_TEXT + 1];
 	enum fp_algorithm algorithm;
 	unsigned int block_shift;
@@ -200,6 +202,8 @@ int gc_step(struct meta_call *c);
 int gc_list(struct meta_call *c);
 int gc_select(struct meta_call *c);
 int gc_forget(struct meta_call *c);
+int gc_block_list(struct meta_call *c);
+int gc_deletion_resume(struct meta_call *c);
 int check_step(struct meta_call *c);
 struct gc_progress {
 	uint64_t freed_nodes;

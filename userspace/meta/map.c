@@ -122,8 +122,9 @@ static int read_map(struct meta_call *c, Vmdedup__MapReply **out)
 	vmdedup__map_reply__init(map);
 	map->version = c->m->params.map_version;
 	map->replicas = c->m->params.replicas;
+	map->deletion_suspended = c->m->params.deletion_suspended;
 	*out = map;
-	return read_servers(c, map) ?: read_shards(c, map) ?: read_replicas(c, map);
+	return call_bytes(c, &map->history, c->m->params.history.b, 16) ?: read_servers(c, map) ?: read_shards(c, map) ?: read_replicas(c, map);
 }
 
 /* All of it, also for who has the newest: it is some kilobytes. */

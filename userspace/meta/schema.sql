@@ -15,6 +15,7 @@
 -- changes when a backup is restored. algorithm, block_shift: for good. receipt_key
 -- authenticates receipts between data and meta servers. map_version goes up with every change of
 -- servers, replicas or epochs, members_version only when a receipt could lose its worth by it.
+-- deletion: 1 since a restore, until a person has agreed: data servers delete nothing.
 CREATE TABLE cluster (
 	one          INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
 	schema       INTEGER NOT NULL,
@@ -29,7 +30,8 @@ CREATE TABLE cluster (
 	map_version  BIGINT NOT NULL,
 	members_version BIGINT NOT NULL,
 	age_s        BIGINT NOT NULL,
-	created_s    BIGINT NOT NULL
+	created_s    BIGINT NOT NULL,
+	deletion     INTEGER NOT NULL DEFAULT 0
 );
 
 -- Dedup domains. Fingerprints are digests of key and content, so that two domains never share

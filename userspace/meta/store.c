@@ -41,6 +41,7 @@ static int open_any(struct store **s, const char *where, bool create, struct err
 				    store_sqlite_open(s, where, create, err);
 }
 
+/* In a transaction. */
 static int check_schema(struct store *s, const char *where, struct error *err)
 {
 	/* A URI may have a password in it. */
@@ -48,11 +49,7 @@ static int check_schema(struct store *s, const char *where, struct error *err)
 	int64_t version = 0;
 	int r;
 
-	r = store_begin(s, err);
-	if (r)
-		return r;
 	r = store_int(s, err, &version, "SELECT schema FROM cluster");
-	store_rollback(s);
 	if (r < 0)
 		return r;
 	if (!r)
@@ -78,7 +75,8 @@ int store_open(struct store **s, const char *where, struct error *err)
 	r = open_any(s, where, false, err);
 	if (r)
 		return r;
-	r = check_schema(*s, where, err);
+	r = store_begin(*s, err) ?: check_schema(*s, where, err);
+	store_rollback(*s);
 	if (r) {
 		store_close(*s);
 		*s = NULL;
@@ -86,10 +84,51 @@ int store_open(struct store **s, const char *where, struct error *err)
 	return r;
 }
 
+int store_open_snapshot(struct store **snap, const char *where, struct error *err)
+{
+	int r;
+
+	*snap = NULL;
+	r = store_is_pg(where) ? store_pg_snapshot(snap, where, err) :
+				 store_sqlite_snapshot(snap, where, err);
+	if (r)
+		return r;
+	r = check_schema(*snap, where, err);
+	if (r) {
+		store_close(*snap);
+		*snap = NULL;
+	}
+	return r;
+}
+
+struct store_memory {
+	struct store_memory *next;
+	char bytes[];
+};
+
+char *store_keep(struct store *s, size_t size)
+{
+	struct store_memory *m = calloc(1, sizeof(*m) + size);
+
+	if (!m)
+		return NULL;
+	m->next = s->memory;
+	s->memory = m;
+	return m->bytes;
+}
+
 void store_close(struct store *s)
 {
-	if (s)
-		s->ops->close(s);
+	struct store_memory *m, *next;
+
+	if (!s)
+		return;
+	m = s->memory;
+	s->ops->close(s);
+	for (; m; m = next) {
+		next = m->next;
+		free(m);
+	}
 }
 
 int store_begin(struct store *s, struct error *err)

@@ -85,6 +85,7 @@ struct store {
 	int failed; /* sticky negative errno of this transaction */
 	/* below STORE_SLOTS: where this process keeps its share of what all add to (`totals`) */
 	unsigned int slot;
+	struct store_memory *memory;
 };
 
 /*
@@ -115,6 +116,12 @@ int store_sync(struct store *s, struct error *err);
  * already; the caller closes it. Mutations go on meanwhile and are not seen.
  */
 int store_snapshot(struct store *s, struct store **snap, struct error *err);
+/* The same of a store that is not open here, and that a server may have. Errors as store_open(). */
+int store_open_snapshot(struct store **snap, const char *where, struct error *err);
+
+/* Memory that ends with the store: for the text of statements that are made as the program runs.
+ * NULL: there is none. */
+char *store_keep(struct store *s, size_t size);
 
 /* Runs @sql to its end. Returns the number of rows changed (or returned). */
 int64_t store_exec_vals(struct store *s, struct error *err, const char *sql,
@@ -155,6 +162,7 @@ void rows_end(struct rows *rows);
 /* ---- for stores ---- */
 extern const char meta_schema_sql[];
 int store_sqlite_open(struct store **s, const char *path, bool create, struct error *err);
+int store_sqlite_snapshot(struct store **s, const char *path, struct error *err);
 int store_pg_open(struct store **s, const char *where, bool create, struct error *err);
 int store_pg_snapshot(struct store **s, const char *where, struct error *err);
 bool store_is_pg(const char *where);

@@ -276,21 +276,24 @@ static const struct store_ops sqlite_ops = {
 };
 
 /* Under WAL a reader keeps what it saw at its first read; the writer goes on. */
-static int sqlite_snapshot(struct store *s, struct store **out, struct error *err)
+int store_sqlite_snapshot(struct store **out, const char *path, struct error *err)
 {
-	struct sqlite_store *q = calloc(1, sizeof(*q));
+	struct sqlite_store *q;
 	int64_t one;
 	int r, rc;
 
+	if (access(path, F_OK))
+		return error_set(err, -errno, "no cluster at %s: %s", path, strerror(errno));
+	q = calloc(1, sizeof(*q));
 	if (!q)
 		return error_set(err, -ENOMEM, "out of memory");
 	q->store.ops = &sqlite_ops;
 	q->lock_fd = -1;
-	rc = sqlite3_open_v2(sqlite3_db_filename(to_sqlite(s)->db, "main"), &q->db,
+	rc = sqlite3_open_v2(path, &q->db,
 			     SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
 			     NULL);
 	if (rc != SQLITE_OK)
-		r = error_set(err, errno_of(rc), "cannot open the store a second time: %s",
+		r = error_set(err, errno_of(rc), "cannot open the store %s: %s", path,
 			      q->db ? sqlite3_errmsg(q->db) : "out of memory");
 	else
 		r = run(q, "BEGIN", err);
@@ -303,6 +306,11 @@ static int sqlite_snapshot(struct store *s, struct store **out, struct error *er
 	}
 	*out = &q->store;
 	return 0;
+}
+
+static int sqlite_snapshot(struct store *s, struct store **out, struct error *err)
+{
+	return store_sqlite_snapshot(out, sqlite3_db_filename(to_sqlite(s)->db, "main"), err);
 }
 
 static int take_lock(struct sqlite_store *q, const char *path, struct error *err)
