@@ -211,17 +211,24 @@ static void publish_end_io(struct bio *bio)
 static void publish_free_bio(struct bio *bio)
 {
 	bio_free_pages(bio);
-	bio_put(bio);
+	bio_uninit(bio);
+	kfree(bio);
 }
 
-/* A bio with a private copy of the user's block: what is verified is what is written. */
+/*
+ * A bio with a private copy of the user's block: what is verified is what is written. It is not
+ * from a pool: a call keeps all its bios until it has started the last, and two calls could then
+ * wait for one another's.
+ */
 static struct bio *publish_copy(struct cache *c, const void __user *data)
 {
 	u32 left = c->block_sectors << SECTOR_SHIFT;
-	struct bio *bio;
+	unsigned short nr = DIV_ROUND_UP(left, PAGE_SIZE);
+	struct bio *bio = bio_kmalloc(nr, GFP_NOIO);
 
-	bio = bio_alloc_bioset(c->bdev, DIV_ROUND_UP(left, PAGE_SIZE), REQ_OP_WRITE, GFP_NOIO,
-			       &c->bios);
+	if (!bio)
+		return ERR_PTR(-ENOMEM);
+	bio_init(bio, c->bdev, bio->bi_inline_vecs, nr, REQ_OP_WRITE);
 	while (left) {
 		u32 n = min_t(u32, left, PAGE_SIZE);
 		struct page *page = alloc_page(GFP_NOIO);

@@ -223,7 +223,8 @@ static int commit_stage(struct volume *vol, u64 cut, const struct dm_dedup_repla
 	return 0;
 }
 
-static void commit_unstage(struct volume *vol)
+/* The cut has gone, one way or the other. */
+void commit_unstage(struct volume *vol)
 {
 	struct dm_dedup_replacement *e;
 	unsigned long i;

@@ -576,6 +576,7 @@ bool volume_commit_pending(struct volume *vol);
 
 /* cut.c */
 extern const struct channel_ops cache_channel_ops;
+void commit_unstage(struct volume *vol);
 
 /* stats.c */
 void cache_status(struct cache *c, char *result, unsigned int maxlen);

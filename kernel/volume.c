@@ -14,12 +14,14 @@
  * of overlays that an earlier grant left on the disk can then never be taken for ours.
  */
 #include <linux/mm.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 #include "dedup.h"
 
 #define LEAF_SHIFT_MIN	9
 #define TOP_SHIFT_MAX	20
+#define OPEN_TRIES	8
 
 /* ---- the object ---- */
 
@@ -181,9 +183,22 @@ struct volume *volume_find_image(struct cache *c, const u8 *image)
 	return volume_find_by(c, match_image, image);
 }
 
+/*
+ * By image's name or UUID, among those with a record. An image that was deleted and made again
+ * under its name may have left a record of the same name: then the name alone finds nothing.
+ */
 struct volume *volume_find_name(struct cache *c, const char *name)
 {
-	return volume_find_by(c, match_name, name);
+	struct volume *vol = volume_find_by(c, match_name, name), *other;
+
+	list_for_each_entry(other, &c->volumes, list) {
+		if (!vol || other == vol || !match_name(other, name))
+			continue;
+		DMERR("several records are of images named %s: give the image's UUID", name);
+		volume_put(vol);
+		vol = NULL;
+	}
+	return vol;
 }
 
 /* ---- the map ---- */
@@ -418,6 +433,8 @@ int volume_forget(struct volume *vol)
 		return r;
 	volume_drop_overlays(vol);
 	volume_reset_map(vol);
+	/* A loaded table may keep the object for another grant, whose cuts have the same numbers. */
+	commit_unstage(vol);
 
 	mutex_lock(&c->mutex);
 	__clear_bit(vol->index, c->indexes);
@@ -527,6 +544,7 @@ static int volume_take_grant(struct volume *vol, const char *name, u32 flags,
 	struct cache *c = vol->cache;
 	bool fresh = !rec->id || grant->lease_epoch != rec->lease_epoch ||
 		     grant->committed_cut != rec->committed_cut;
+	bool other = fresh || memcmp(grant->root, rec->root, sizeof(rec->root));
 	int r;
 
 	if (!rec->id) {
@@ -534,8 +552,6 @@ static int volume_take_grant(struct volume *vol, const char *name, u32 flags,
 		if (r)
 			return r;
 	}
-	if (fresh || memcmp(grant->root, rec->root, sizeof(rec->root)))
-		volume_reset_map(vol);
 	spin_lock(&c->lock);
 	if (fresh) {
 		rec->id = cache_new_id(c);
@@ -553,6 +569,11 @@ static int volume_take_grant(struct volume *vol, const char *name, u32 flags,
 	strscpy(rec->name, name, sizeof(rec->name));
 	volume_changed(vol);
 	spin_unlock(&c->lock);
+	/* A FENCE was for the grant before. */
+	clear_bit(VOLUME_FENCED, &vol->state);
+	/* After the root: a PUBLISH for the old one that is under way can map nothing any more. */
+	if (other)
+		volume_reset_map(vol);
 	return dedup_store_sync(c->store);
 }
 
@@ -577,9 +598,16 @@ static int grant_check(struct volume *vol, u32 flags, const struct dm_dedup_volu
 	return -EPROTO;
 }
 
+/*
+ * Not under the mutex: the agent may be in the midst of a CUT or a COMMIT of this volume, and
+ * need that to end before it answers. @changed: the record is not what was asked about any more.
+ */
 static int volume_ask_grant(struct volume *vol, const char *name, u32 *flags, unsigned int timeout,
-			    struct dm_dedup_volume_info *grant)
+			    struct dm_dedup_volume_info *grant, bool *changed)
 {
+	const struct dedup_volume_rec *rec = &vol->rec;
+	u64 id = rec->id, committed = rec->committed_cut;
+	u32 rec_flags = rec->flags;
 	struct cache *c = vol->cache;
 	u64 cookie;
 	int r;
@@ -593,7 +621,10 @@ static int volume_ask_grant(struct volume *vol, const char *name, u32 *flags, un
 	spin_unlock(&c->lock);
 	strscpy(grant->name, name, sizeof(grant->name));
 	grant->flags |= *flags;
+	mutex_unlock(&vol->mutex);
 	r = channel_ask(c->channel, DM_DEDUP_UP_OPEN, cookie, grant, timeout);
+	mutex_lock(&vol->mutex);
+	*changed = rec->id != id || rec->committed_cut != committed || rec->flags != rec_flags;
 	if (!r)
 		r = grant_check(vol, *flags, grant);
 	if (!r)
@@ -601,49 +632,63 @@ static int volume_ask_grant(struct volume *vol, const char *name, u32 *flags, un
 	return r;
 }
 
-/*
- * volume_open - get or confirm the grant of a volume, durably
- * @flags: DEDUP_VOL_READONLY, DEDUP_VOL_EPHEMERAL: what the table asks for
- *
- * Without an agent the grant that the record holds is enough. Errors: what the agent said;
- * -ETIMEDOUT, -EINTR; -ESTALE: diverged; -EPROTO; -ENOSPC; the store's.
- */
-int volume_open(struct volume *vol, const char *name, u32 flags, unsigned int timeout)
+static int volume_try_open(struct volume *vol, const char *name, u32 flags, unsigned int timeout,
+			   struct dm_dedup_volume_info *grant, bool *again)
 {
 	const u32 broken = DEDUP_VOL_DIVERGED | DEDUP_VOL_FENCED;
-	struct dm_dedup_volume_info *grant;
 	struct cache *c = vol->cache;
 	bool dirty;
-	int r = 0;
+	int r;
 
-	lockdep_assert_held(&vol->mutex);
-	if (vol->open)
-		return 0;
 	spin_lock(&c->lock);
 	dirty = volume_is_dirty(vol);
 	spin_unlock(&c->lock);
+	*again = false;
 	if (dirty && (vol->rec.flags & broken)) {
 		DMERR("%s: diverged: recover its data as a new image, or release it with discard",
 		      vol->rec.name);
 		return -ESTALE;
 	}
 	if (!channel_has_agent(c->channel) && vol->rec.id && !(vol->rec.flags & broken) &&
-	    ((vol->rec.flags & DEDUP_VOL_GRANTED) || (flags & DEDUP_VOL_READONLY))) {
-		WRITE_ONCE(vol->open, true);
+	    ((vol->rec.flags & DEDUP_VOL_GRANTED) || (flags & DEDUP_VOL_READONLY)))
 		return 0;
-	}
+	r = volume_ask_grant(vol, name, &flags, timeout, grant, again);
+	if (r || *again)
+		return r;
+	if (!dirty)
+		return volume_take_grant(vol, name, flags, grant);
+	return grant_continues(vol, grant) ? 0 : volume_diverge(vol, grant);
+}
 
+/*
+ * volume_open - get or confirm the grant of a volume, durably
+ * @flags: DEDUP_VOL_READONLY, DEDUP_VOL_EPHEMERAL: what the table asks for
+ *
+ * Without an agent the grant that the record holds is enough. Drops the mutex while it asks the
+ * agent, and asks again when the record has changed meanwhile. Errors: what the agent said;
+ * -ETIMEDOUT, -EINTR; -ESTALE: diverged; -EPROTO; -ENOSPC; -EBUSY: it changed again and again;
+ * the store's.
+ */
+int volume_open(struct volume *vol, const char *name, u32 flags, unsigned int timeout)
+{
+	struct dm_dedup_volume_info *grant;
+	unsigned int tries = OPEN_TRIES;
+	bool again = true;
+	int r = 0;
+
+	lockdep_assert_held(&vol->mutex);
+	if (vol->open)
+		return 0;
 	grant = kzalloc(sizeof(*grant), GFP_KERNEL);
 	if (!grant)
 		return -ENOMEM;
-	r = volume_ask_grant(vol, name, &flags, timeout, grant);
-	if (!r && dirty && !grant_continues(vol, grant))
-		r = volume_diverge(vol, grant);
-	else if (!r && !dirty)
-		r = volume_take_grant(vol, name, flags, grant);
+	while (!r && again && tries--)
+		r = volume_try_open(vol, name, flags, timeout, grant, &again);
+	kfree(grant);
+	if (!r && again)
+		r = -EBUSY;
 	if (!r)
 		WRITE_ONCE(vol->open, true);
-	kfree(grant);
 	return r;
 }
 
@@ -655,8 +700,10 @@ int volume_open(struct volume *vol, const char *name, u32 flags, unsigned int ti
  */
 struct volume *volume_use(struct cache *c, const u8 *image, u64 size, struct mapped_device *md)
 {
+	unsigned int noio = memalloc_noio_save();
 	struct volume *vol;
 
+	/* Memory must not wait for writes here: a push that makes room for them takes this mutex. */
 	mutex_lock(&c->mutex);
 	vol = volume_find_image(c, image);
 	if (!vol) {
@@ -674,6 +721,7 @@ struct volume *volume_use(struct cache *c, const u8 *image, u64 size, struct map
 	vol->users++;
 unlock:
 	mutex_unlock(&c->mutex);
+	memalloc_noio_restore(noio);
 	return vol;
 }
 
