@@ -128,12 +128,16 @@ $(O)/tests/cluster/host_agent: $(call objs,$(addprefix tests/cluster/,host_agent
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $(CLUSTER_WRAP:%=-Wl,--wrap=%) $^ $(LDLIBS)
 cluster-build: all $(CLUSTER_TESTS:%=$(O)/tests/cluster/%) $(O)/tests/cluster/host_agent
 
-# Programs of the tests that run in a VM.
+# Programs of the tests that run in a VM: of one file, or of all in one folder.
 SELFTEST_PROGRAMS := $(patsubst tests/selftests/%.c,$(O)/selftests/%,$(wildcard tests/selftests/*.c))
-$(O)/selftests/%: $(O)/obj/tests/selftests/%.o
+SELFTEST_FOLDERS := $(patsubst tests/selftests/%/,$(O)/selftests/%,$(wildcard tests/selftests/*/))
+$(SELFTEST_PROGRAMS): $(O)/selftests/%: $(O)/obj/tests/selftests/%.o
+$(foreach p,$(notdir $(SELFTEST_FOLDERS)),\
+	$(eval $(O)/selftests/$p: $(call objs,$(wildcard tests/selftests/$p/*.c))))
+$(SELFTEST_PROGRAMS) $(SELFTEST_FOLDERS):
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lpthread
-selftest-build: $(SELFTEST_PROGRAMS)
+selftest-build: $(SELFTEST_PROGRAMS) $(SELFTEST_FOLDERS)
 
 $(O)/tests/crash/disk: $(O)/obj/tests/crash/disk.o
 	@mkdir -p $(@D)

@@ -4,6 +4,7 @@
  *
  *	stamp write [-f FIRST] [-r] [-z] DEVICE LOG SEED COUNT [EVERY [SYNC]]
  *	stamp verify [-z] DEVICE LOG SEED COUNT [BASE [EVERY]]
+ *	stamp prefix FILE SEED COUNT BASE
  *	stamp fill FILE BYTES SEED
  *
  * write makes COUNT operations of random length and place, all determined by SEED. Each sector
@@ -20,6 +21,8 @@
  * verify accepts in each sector the last operation that LOG says is durable, or any later one
  * that covers the sector and can have begun; where none is durable also what BASE
  * (zeros without it) has there.
+ *
+ * prefix accepts what a cut may hold: all operations up to some number, and parts of the one after.
  *
  * fill makes a file of pseudo-random bytes, always the same for one seed.
  */
@@ -202,44 +205,93 @@ static uint64_t last_durable(const char *path)
 	return last;
 }
 
-static int do_verify(const struct args *a)
-{
-	int fd = open(a->device, O_RDONLY | O_DIRECT);
-	int base = a->base ? open(a->base, O_RDONLY) : -1;
-	uint8_t *buf = aligned_alloc(4096, BUF_BYTES), old[STAMP_SECTOR] = { 0 };
-	uint64_t bad = 0, later = 0;
+struct check {
 	struct stamps s;
+	int fd, base;
+	uint8_t *buf;
+};
 
-	if (fd < 0 || !buf || !sectors_of(fd) ||
-	    stamps_init(&s, a->seed, a->count, sectors_of(fd), a->zeros)) {
-		perror(a->device);
-		return 1;
+static int check_open(struct check *c, const struct args *a)
+{
+	c->fd = open(a->device, O_RDONLY | O_DIRECT);
+	/* (Files on a tmpfs.) */
+	if (c->fd < 0)
+		c->fd = open(a->device, O_RDONLY);
+	c->base = a->base ? open(a->base, O_RDONLY) : -1;
+	c->buf = aligned_alloc(4096, BUF_BYTES);
+	if (c->fd >= 0 && c->buf && sectors_of(c->fd) &&
+	    !stamps_init(&c->s, a->seed, a->count, sectors_of(c->fd), a->zeros))
+		return 0;
+	perror(a->device);
+	return 1;
+}
+
+/* What the sector holds; they are asked for in order. */
+static uint64_t *check_sector(struct check *c, uint64_t sector)
+{
+	if (sector % STAMP_MAX_SECTORS == 0 &&
+	    pread(c->fd, c->buf, BUF_BYTES, sector * STAMP_SECTOR) <= 0) {
+		perror("read");
+		exit(1);
 	}
-	stamps_durable(&s, last_durable(a->log));
-	stamps_begun(&s, s.durable + a->every);
-	for (uint64_t sector = 0; sector < s.sectors; sector++) {
-		uint64_t *p = (uint64_t *)(buf + sector % STAMP_MAX_SECTORS * STAMP_SECTOR);
+	return (uint64_t *)(c->buf + sector % STAMP_MAX_SECTORS * STAMP_SECTOR);
+}
 
-		if (sector % STAMP_MAX_SECTORS == 0 &&
-		    pread(fd, buf, BUF_BYTES, sector * STAMP_SECTOR) <= 0) {
-			perror("read");
+static int check_all(struct check *c)
+{
+	uint8_t old[STAMP_SECTOR] = { 0 };
+	uint64_t bad = 0, later = 0;
+
+	for (uint64_t sector = 0; sector < c->s.sectors; sector++) {
+		uint64_t *p = check_sector(c, sector);
+
+		if (c->base >= 0 && pread(c->base, old, STAMP_SECTOR, sector * STAMP_SECTOR) < 0)
 			return 1;
-		}
-		if (base >= 0 && pread(base, old, STAMP_SECTOR, sector * STAMP_SECTOR) < 0)
-			return 1;
-		if (!stamps_allowed(&s, sector, p, old)) {
+		if (!stamps_allowed(&c->s, sector, p, old)) {
 			if (bad++ < 5)
 				printf("sector %llu: operation %llu expected, holds %llx\n",
 				       (unsigned long long)sector,
-				       (unsigned long long)s.last[sector],
+				       (unsigned long long)c->s.last[sector],
 				       (unsigned long long)p[0]);
 			continue;
 		}
-		later += p[0] > s.durable && p[0] <= s.begun && stamps_is_of(&s, p, sector, p[0]);
+		later += p[0] > c->s.durable && p[0] <= c->s.begun &&
+			 stamps_is_of(&c->s, p, sector, p[0]);
 	}
 	printf("durable %llu, later sectors %llu, bad sectors %llu\n",
-	       (unsigned long long)s.durable, (unsigned long long)later, (unsigned long long)bad);
+	       (unsigned long long)c->s.durable, (unsigned long long)later,
+	       (unsigned long long)bad);
 	return bad ? 1 : 0;
+}
+
+static int do_verify(const struct args *a)
+{
+	struct check c;
+
+	if (check_open(&c, a))
+		return 1;
+	stamps_durable(&c.s, last_durable(a->log));
+	stamps_begun(&c.s, c.s.durable + a->every);
+	return check_all(&c);
+}
+
+/* The newest operation that is there says which must be. */
+static int do_prefix(const struct args *a)
+{
+	uint64_t last = 0;
+	struct check c;
+
+	if (check_open(&c, a))
+		return 1;
+	for (uint64_t sector = 0; sector < c.s.sectors; sector++) {
+		uint64_t *p = check_sector(&c, sector);
+
+		if (p[0] > last && p[0] <= a->count && stamps_is_of(&c.s, p, sector, p[0]))
+			last = p[0];
+	}
+	stamps_durable(&c.s, last ? last - 1 : 0);
+	stamps_begun(&c.s, last);
+	return check_all(&c);
 }
 
 /* ---- fill ---- */
@@ -270,6 +322,7 @@ static int usage(void)
 {
 	fprintf(stderr, "usage: stamp write [-f FIRST] [-r] [-z] DEVICE LOG SEED COUNT [EVERY [SYNC]]\n"
 			"       stamp verify [-z] DEVICE LOG SEED COUNT [BASE [EVERY]]\n"
+			"       stamp prefix FILE SEED COUNT BASE\n"
 			"       stamp fill FILE BYTES SEED\n");
 	return 1;
 }
@@ -297,6 +350,12 @@ int main(int argc, char **argv)
 	if (argc < 4)
 		return usage();
 	a.device = argv[0];
+	if (!strcmp(what, "prefix")) {
+		a.seed = strtoull(argv[1], NULL, 0);
+		a.count = strtoull(argv[2], NULL, 0);
+		a.base = argv[3];
+		return do_prefix(&a);
+	}
 	a.log = argv[1];
 	a.seed = strtoull(argv[2], NULL, 0);
 	a.count = strtoull(argv[3], NULL, 0);

@@ -65,7 +65,11 @@ log_has() {
 	[ -e "$TEST_TMP/log" ] && [ "$(wc -l <"$TEST_TMP/log")" -ge "$1" ]
 }
 
-run_case "flushed writes survive" crash flush 0 11
-run_case "FUA writes survive" crash fua 0 12
-run_case "with cuts and commits in between" crash flush 5 13
+crash_flush() { crash flush 0 11; }
+crash_fua() { crash fua 0 12; }
+crash_pushes() { crash flush 5 13; }
+
+run_case "flushed writes survive" crash_flush
+run_case "FUA writes survive" crash_fua
+run_case "with cuts and commits in between" crash_pushes
 finish
