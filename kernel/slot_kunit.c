@@ -1,121 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/*
- * The state machines of slots and overlays, without a disk: the store's side is played by the
- * tests, which take changes and say that they are durable.
- */
-#include <kunit/test.h>
+/* The state machines of slots and overlays, without a disk. */
 #include <linux/delay.h>
 #include <linux/prandom.h>
 #include <linux/slab.h>
-#include "dedup.h"
-
-#define SLOTS	256U
-
-static void no_work(struct work_struct *work)
-{
-}
-
-static void fake_cache_exit(void *p)
-{
-	struct cache *c = p;
-
-	flush_work(&c->space_work);
-	slots_reclaim(c);
-	volumes_exit(c);
-	overlays_exit(c);
-	slots_exit(c);
-	inflight_exit(&c->inflight);
-	bitmap_free(c->indexes);
-	kfree(c->info);
-	kfree(c);
-}
-
-static struct cache *fake_cache(struct kunit *test, unsigned int block_shift)
-{
-	struct cache *c = kzalloc(sizeof(*c), GFP_KERNEL);
-	struct dedup_store_info *info = kzalloc(sizeof(*info), GFP_KERNEL);
-
-	KUNIT_ASSERT_NOT_NULL(test, c);
-	KUNIT_ASSERT_NOT_NULL(test, info);
-	info->incarnation_nr = 3;
-	c->info = info;
-	c->nr_slots = SLOTS;
-	c->sector_shift = block_shift - SECTOR_SHIFT;
-	c->block_sectors = 1U << c->sector_shift;
-	mutex_init(&c->mutex);
-	INIT_LIST_HEAD(&c->volumes);
-	spin_lock_init(&c->lock);
-	spin_lock_init(&c->change_lock);
-	INIT_LIST_HEAD(&c->volume_changes);
-	INIT_LIST_HEAD(&c->commit_volumes);
-	init_waitqueue_head(&c->slot_wait);
-	INIT_WORK(&c->space_work, no_work);
-	c->wq = system_wq;
-	c->reserve = 16;
-	c->max_zero = SLOTS;
-	c->max_memory = S64_MAX;
-	c->indexes = bitmap_zalloc(DM_DEDUP_MAX_VOLUMES, GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, c->indexes);
-	KUNIT_ASSERT_EQ(test, inflight_init(&c->inflight), 0);
-	KUNIT_ASSERT_EQ(test, slots_init(c), 0);
-	KUNIT_ASSERT_EQ(test, overlays_init(c), 0);
-	overlays_refill(c);
-	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, fake_cache_exit, c), 0);
-	return c;
-}
-
-static struct volume *fake_volume(struct kunit *test, struct cache *c, u64 blocks)
-{
-	static const u8 image[DEDUP_UUID_BYTES] = { 1 };
-	struct volume *vol = volume_new(c, image, blocks << (c->sector_shift + SECTOR_SHIFT));
-
-	KUNIT_ASSERT_FALSE(test, IS_ERR(vol));
-	vol->rec.id = 77;
-	vol->rec.cut_counter = 1;
-	vol->cut_counter = 1;
-	return vol;
-}
-
-static u32 alloc(struct cache *c, enum slot_state state, u32 hint)
-{
-	u32 n;
-
-	spin_lock(&c->lock);
-	n = slot_alloc(c, state, hint);
-	spin_unlock(&c->lock);
-	return n;
-}
-
-static u32 alloc_clean(struct cache *c)
-{
-	static const u8 fp[DEDUP_FP_BYTES] = { 5 };
-	u32 n = alloc(c, SLOT_FILLING, DEDUP_NO_SLOT);
-
-	spin_lock(&c->lock);
-	slot_make_clean(c, n, fp);
-	spin_unlock(&c->lock);
-	return n;
-}
-
-static void free_slot(struct cache *c, u32 n)
-{
-	spin_lock(&c->lock);
-	slot_free(c, n);
-	spin_unlock(&c->lock);
-}
+#include "fake_kunit.h"
 
 static bool next(struct cache *c, struct dedup_change *change)
 {
 	return cache_store_ops.next_change(c, change);
-}
-
-static unsigned int take_all(struct cache *c, struct dedup_change *change)
-{
-	unsigned int n = 0;
-
-	while (next(c, change))
-		n++;
-	return n;
 }
 
 /* ---- slots ---- */
@@ -126,25 +18,25 @@ static void slot_alloc_test(struct kunit *test)
 	u64 last = 0;
 	u32 i, n, hint = DEDUP_NO_SLOT;
 
-	for (i = 0; i < SLOTS - 16; i++) {
-		n = alloc(c, SLOT_DIRTY, hint);
-		KUNIT_ASSERT_LT(test, n, SLOTS);
+	for (i = 0; i < FAKE_SLOTS - 16; i++) {
+		n = fake_alloc(c, SLOT_DIRTY, hint);
+		KUNIT_ASSERT_LT(test, n, FAKE_SLOTS);
 		KUNIT_EXPECT_GT(test, c->slots[n].seq, last);
 		KUNIT_EXPECT_EQ(test, c->slots[n].seq >> 40, 3ULL);
-		if (hint < SLOTS)
+		if (hint < FAKE_SLOTS)
 			KUNIT_EXPECT_EQ(test, n, hint);
 		last = c->slots[n].seq;
 		hint = n + 1;
 	}
 	/* What is left is for filling. */
-	KUNIT_EXPECT_EQ(test, alloc(c, SLOT_DIRTY, DEDUP_NO_SLOT), DEDUP_NO_SLOT);
+	KUNIT_EXPECT_EQ(test, fake_alloc(c, SLOT_DIRTY, DEDUP_NO_SLOT), DEDUP_NO_SLOT);
 	for (i = 0; i < 16; i++)
-		KUNIT_EXPECT_LT(test, alloc(c, SLOT_FILLING, DEDUP_NO_SLOT), SLOTS);
-	KUNIT_EXPECT_EQ(test, alloc(c, SLOT_FILLING, DEDUP_NO_SLOT), DEDUP_NO_SLOT);
+		KUNIT_EXPECT_LT(test, fake_alloc(c, SLOT_FILLING, DEDUP_NO_SLOT), FAKE_SLOTS);
+	KUNIT_EXPECT_EQ(test, fake_alloc(c, SLOT_FILLING, DEDUP_NO_SLOT), DEDUP_NO_SLOT);
 	KUNIT_EXPECT_EQ(test, c->nr_pool, 0U);
 	/* None of them was ever given back properly: make the table consistent for the end. */
 	spin_lock(&c->lock);
-	for (i = 0; i < SLOTS; i++)
+	for (i = 0; i < FAKE_SLOTS; i++)
 		slot_unalloc(c, i);
 	spin_unlock(&c->lock);
 }
@@ -154,7 +46,7 @@ static void slot_free_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 18);
 	struct dedup_change change;
-	u32 n = alloc_clean(c), gen;
+	u32 n = fake_alloc_clean(c), gen;
 
 	KUNIT_ASSERT_TRUE(test, next(c, &change));
 	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_CLEAN);
@@ -164,7 +56,7 @@ static void slot_free_test(struct kunit *test)
 	cache_store_ops.committed(c, 1, 0);
 
 	gen = c->slots[n].gen;
-	free_slot(c, n);
+	fake_free(c, n);
 	KUNIT_EXPECT_EQ(test, c->slots[n].gen, gen + 1);
 	slots_reclaim(c);
 	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
@@ -185,10 +77,10 @@ static void slot_pending_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 18);
 	struct dedup_change change;
-	u32 n = alloc_clean(c);
+	u32 n = fake_alloc_clean(c);
 
-	free_slot(c, n);
-	KUNIT_EXPECT_EQ(test, take_all(c, &change), 1U);
+	fake_free(c, n);
+	KUNIT_EXPECT_EQ(test, fake_take_all(c, &change), 1U);
 	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_FREE);
 	cache_store_ops.committed(c, 1, 0);
 	slots_reclaim(c);
@@ -199,10 +91,10 @@ static void slot_failed_store_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 18);
 	struct dedup_change change;
-	u32 n = alloc_clean(c);
+	u32 n = fake_alloc_clean(c);
 
-	free_slot(c, n);
-	take_all(c, &change);
+	fake_free(c, n);
+	fake_take_all(c, &change);
 	cache_store_ops.committed(c, 1, -EIO);
 	slots_reclaim(c);
 	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
@@ -213,11 +105,11 @@ static void slot_retire_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 18);
 	struct dedup_change change;
-	u32 n = alloc_clean(c);
+	u32 n = fake_alloc_clean(c);
 
 	c->slots[n].gen = ENTRY_GEN_MAX - 1;
-	free_slot(c, n);
-	take_all(c, &change);
+	fake_free(c, n);
+	fake_take_all(c, &change);
 	cache_store_ops.committed(c, 1, 0);
 	slots_reclaim(c);
 	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
@@ -265,19 +157,6 @@ static void inflight_test(struct kunit *test)
 
 /* ---- overlays ---- */
 
-static struct overlay *open_at(struct volume *vol, u64 block, u8 flags)
-{
-	struct cache *c = vol->cache;
-	bool opened = false;
-	struct overlay *ov;
-
-	volume_make_leaf(vol, block, GFP_KERNEL);
-	spin_lock(&c->lock);
-	ov = overlay_open(vol, block, flags, &opened);
-	spin_unlock(&c->lock);
-	return ov;
-}
-
 static void write_at(struct volume *vol, struct overlay *ov, u32 offset, u32 len)
 {
 	struct bio_data bd = { .slot = ov->slot, .offset = offset, .sectors = len };
@@ -302,7 +181,7 @@ static void overlay_valid_test(struct kunit *test)
 	for (i = 0; i < ARRAY_SIZE(t); i++) {
 		struct cache *c = fake_cache(test, 18);
 		struct volume *vol = fake_volume(test, c, 4);
-		struct overlay *ov = open_at(vol, 1, 0);
+		struct overlay *ov = fake_open(vol, 1, 0);
 
 		KUNIT_ASSERT_NOT_NULL(test, ov);
 		write_at(vol, ov, t[i].offset, t[i].len);
@@ -322,7 +201,7 @@ static void overlay_record_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 18);
 	struct volume *vol = fake_volume(test, c, 4);
-	struct overlay *ov = open_at(vol, 2, 0);
+	struct overlay *ov = fake_open(vol, 2, 0);
 	struct dedup_change change;
 
 	KUNIT_EXPECT_FALSE(test, volume_commit_pending(vol));
@@ -351,7 +230,7 @@ static void overlay_view_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 16);
 	struct volume *vol = fake_volume(test, c, 8);
-	u32 base = alloc_clean(c), closed_slot, open_slot, *model, s, i;
+	u32 base = fake_alloc_clean(c), closed_slot, open_slot, *model, s, i;
 	struct overlay *closed, *open;
 	struct rnd_state rnd;
 	struct view view;
@@ -362,10 +241,10 @@ static void overlay_view_test(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, model);
 	volume_make_leaf(vol, 3, GFP_KERNEL);
 	*volume_slot_of(vol, 3) = entry_make(ENTRY_BASE, base, c->slots[base].gen);
-	closed = open_at(vol, 3, 0);
+	closed = fake_open(vol, 3, 0);
 	closed_slot = closed->slot;
 	cut(vol);
-	open = open_at(vol, 3, 0);
+	open = fake_open(vol, 3, 0);
 	open_slot = open->slot;
 	KUNIT_ASSERT_PTR_NE(test, open, closed);
 	for (s = 0; s < c->block_sectors; s++)
@@ -390,7 +269,7 @@ static void overlay_view_test(struct kunit *test)
 			KUNIT_ASSERT_EQ(test, run.slot, model[s + i]);
 	}
 	/* The base is evicted: its sectors are misses, the overlays' are not. */
-	free_slot(c, base);
+	fake_free(c, base);
 	view_load(vol, 3, &view);
 	for (s = 0; s < c->block_sectors; s++) {
 		view_run(c, &view, s, 1, &run);
@@ -404,7 +283,7 @@ static void overlay_zero_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 12);
 	struct volume *vol = fake_volume(test, c, 8);
-	struct overlay *ov = open_at(vol, 0, DEDUP_OVERLAY_BASE_ZERO);
+	struct overlay *ov = fake_open(vol, 0, DEDUP_OVERLAY_BASE_ZERO);
 	struct dedup_change change;
 	struct view view;
 	struct run run;

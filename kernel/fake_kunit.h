@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A cache without a disk, for the suites of what stands above the store: the tests play the
+ * store's side, they take changes and say that they are durable.
+ */
+#ifndef DEDUP_FAKE_KUNIT_H
+#define DEDUP_FAKE_KUNIT_H
+
+#include <kunit/test.h>
+#include "dedup.h"
+
+#define FAKE_SLOTS	256U
+#define FAKE_RESERVE	16U
+
+/* Freed when the test ends. Nothing of the workers runs but what the test calls. */
+struct cache *fake_cache(struct kunit *test, unsigned int block_shift);
+
+/* For what asks or tells the agent. Nobody reads it. */
+void fake_channel(struct kunit *test, struct cache *c);
+
+/* A volume with a record, id 77, first cut open. */
+struct volume *fake_volume(struct kunit *test, struct cache *c, u64 blocks);
+
+u32 fake_alloc(struct cache *c, enum slot_state state, u32 hint);
+u32 fake_alloc_clean(struct cache *c);
+void fake_free(struct cache *c, u32 n);
+/* Hands out all changes; returns how many, the last one in @change. */
+unsigned int fake_take_all(struct cache *c, struct dedup_change *change);
+struct overlay *fake_open(struct volume *vol, u64 block, u8 flags);
+
+/*
+ * Makes the @nth allocation of this thread from now on fail. False where that cannot be done: the
+ * kernel has no fault injection, or failslab spares those that may sleep.
+ */
+bool fake_fail_alloc(unsigned int nth);
+void fake_fail_none(void);
+
+#endif
