@@ -102,7 +102,7 @@ init() {
 	expect_status 2 "not a size" vmdedup cluster init --block-size big
 	expect_status 2 "none of sha256, sha1, md5" vmdedup cluster init --fingerprint crc32
 	expect_status 2 "replicas" vmdedup cluster init --replicas 9
-	expect_status 2 "one copy" vmdedup cluster init --replicas 2
+	expect_status 2 "min-copies" vmdedup cluster init --replicas 2 --min-copies 3
 	expect_status 2 "min-copies" vmdedup cluster init --min-copies 2
 	expect_status 0 "warning: collisions of md5" vmdedup cluster init --fingerprint md5
 }

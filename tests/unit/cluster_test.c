@@ -53,6 +53,7 @@ struct fakes {
 	struct net_server *meta;
 	pthread_t meta_thread;
 	atomic_uint map_version;
+	atomic_int reports;	/* of data servers found wanting */
 	atomic_int shard_swap;	/* the second data server stands first in the map */
 	atomic_int lone;	/* only one replica */
 	atomic_int lose_answers; /* so many mutations are done and not answered */
@@ -405,6 +406,10 @@ static void meta_handle(void *ctx, struct net_request *req)
 		session.session = 42;
 		reply.body_case = VMDEDUP__REPLY__BODY_SESSION_OPEN;
 		reply.session_open = &session;
+		net_reply_send(req, &reply, NULL, 0);
+		return;
+	case VMDEDUP__REQUEST__BODY_SERVER_REPORT:
+		f->reports++;
 		net_reply_send(req, &reply, NULL, 0);
 		return;
 	default:

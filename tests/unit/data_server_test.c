@@ -29,6 +29,7 @@ struct tiny_meta {
 	struct net_server *server;
 	pthread_t thread;
 	_Atomic uint64_t version, epoch, joins, incarnation;
+	_Atomic uint32_t owner; /* of all shards */
 };
 
 static void fill_map(struct tiny_meta *m, Vmdedup__MapReply *map, uint64_t *epochs,
@@ -36,7 +37,7 @@ static void fill_map(struct tiny_meta *m, Vmdedup__MapReply *map, uint64_t *epoc
 {
 	for (size_t i = 0; i < NR_SHARDS; i++) {
 		epochs[i] = m->epoch;
-		servers[i] = 1;
+		servers[i] = m->owner;
 	}
 	map->version = m->version;
 	map->replicas = 1;
@@ -115,6 +116,7 @@ static void start_meta(struct fixture *f)
 
 	f->meta.version = 3;
 	f->meta.epoch = 2;
+	f->meta.owner = 1;
 	f->meta.server = net_server_new(f->net, "meta", cluster, &meta_ops, &f->meta, 1000, &err);
 	assert_non_null(f->meta.server);
 	assert_int_equal(net_server_bind(f->meta.server, "inproc://meta", &err), 0);
@@ -282,13 +284,13 @@ static int touch(struct net_client *c, uint64_t n, uint64_t version, uint64_t *e
 	if (!r && epoch)
 		*epoch = reply.header->touch->receipts[0]->epoch;
 	if (r == -ESTALE)
-		assert_int_equal(reply.header->map->version, 3);
+		assert_int_equal(reply.header->map->version, 4);
 	net_reply_free(&reply);
 	return r;
 }
 
 /* 0: there, with its content, decoded here. */
-static int get(struct net_client *c, uint64_t n, bool raw_only)
+static int get_version(struct net_client *c, uint64_t n, uint64_t version, bool raw_only)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__Get g = VMDEDUP__GET__INIT;
@@ -299,6 +301,7 @@ static int get(struct net_client *c, uint64_t n, bool raw_only)
 
 	help_block(n, data, &fp);
 	g.fingerprints = (ProtobufCBinaryData){ FP_SIZE, fp.b };
+	g.map_version = version;
 	g.raw_only = raw_only;
 	req.body_case = VMDEDUP__REQUEST__BODY_GET;
 	req.get = &g;
@@ -323,6 +326,11 @@ static int get(struct net_client *c, uint64_t n, bool raw_only)
 	}
 	net_reply_free(&reply);
 	return r;
+}
+
+static int get(struct net_client *c, uint64_t n, bool raw_only)
+{
+	return get_version(c, n, 0, raw_only);
 }
 
 static void stat_of(struct net_client *c, Vmdedup__DataStatReply *out)
@@ -366,16 +374,29 @@ static void put_get_touch_restart(void **state)
 	teardown(f);
 }
 
-static void old_map_gets_the_new_one(void **state)
+/* Who asks with an old map is served as long as the shard is here; then gets the new map. */
+static void moved_shard_gets_the_new_map(void **state)
 {
 	struct fixture *f = setup_with(0);
+	int r = 0;
 
 	assert_int_equal(put_range(f->client, 0, 1), 0);
-	assert_int_equal(touch(f->client, 0, 2, NULL), -ESTALE);
+	assert_int_equal(touch(f->client, 0, 2, NULL), 0);
+	f->meta.owner = 2;
+	f->meta.version = 4;
+	for (int i = 0; i < 500 && !r; i++) {
+		r = touch(f->client, 0, 4, NULL);
+		poll(NULL, 0, 10);
+	}
+	assert_int_equal(r, -ESTALE);
+	assert_int_equal(touch(f->client, 0, 3, NULL), -ESTALE);
+	assert_int_equal(put_range(f->client, 1, 1), -ESTALE);
+	assert_int_equal(get_version(f->client, 0, 3, false), -ESTALE);
+	assert_int_equal(get(f->client, 0, false), 0); /* from whoever has it */
 	teardown(f);
 }
 
-/* A client with a newer map makes the server fetch it; then the old one is refused. */
+/* A client with a newer map makes the server fetch it. */
 static void newer_map_is_fetched(void **state)
 {
 	struct fixture *f = setup_with(0);
@@ -728,7 +749,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(put_get_touch_restart),
-		cmocka_unit_test(old_map_gets_the_new_one),
+		cmocka_unit_test(moved_shard_gets_the_new_map),
 		cmocka_unit_test(newer_map_is_fetched),
 		cmocka_unit_test(hostile_put),
 		cmocka_unit_test(raw_that_shrinks_is_coded),

@@ -29,6 +29,9 @@ static const struct key {
 	{ "data", "endpoint", ENDPOINT, offsetof(struct config, data_endpoint) },
 	{ "data", "reserve", SIZE, offsetof(struct config, data_reserve) },
 	{ "data", "capacity", SIZE, offsetof(struct config, data_capacity) },
+	{ "data", "repair_rate", SIZE, offsetof(struct config, data_repair_rate) },
+	{ "data", "scrub_rate", SIZE, offsetof(struct config, data_scrub_rate) },
+	{ "data", "scrub_every", SECONDS, offsetof(struct config, data_scrub_every_s) },
 	{ "data", "host", TEXT, offsetof(struct config, host) },
 	{ "data", "rack", TEXT, offsetof(struct config, rack) },
 	{ "agent", "cache", PATH, offsetof(struct config, cache) },
@@ -245,7 +248,7 @@ static int set_defaults(struct config *c)
 	    default_text(&c->meta_listen, "tcp://127.0.0.1:7401") ||
 	    default_text(&c->data_listen, "tcp://127.0.0.1:7402") ||
 	    default_text(&c->data_endpoint, c->data_listen) || default_text(&c->host, host) ||
-	    default_text(&c->rack, "default"))
+	    default_text(&c->rack, ""))
 		return -ENOMEM;
 	if (!c->data_dir && asprintf(&c->data_dir, "%s/data", c->store) < 0) {
 		c->data_dir = NULL;
@@ -280,6 +283,9 @@ int config_load(struct config *c, const char *path, struct error *err)
 
 	memset(c, 0, sizeof(*c));
 	c->data_reserve = 64 << 20;
+	c->data_repair_rate = 100 << 20;
+	c->data_scrub_rate = 16 << 20;
+	c->data_scrub_every_s = 604800;
 	c->push_age_s = 300;
 	c->push_bytes = 256 << 20;
 	if (!path)

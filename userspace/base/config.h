@@ -27,6 +27,9 @@ struct config {
 	char *data_endpoint;  /* what others connect to; default data_listen */
 	uint64_t data_reserve;/* bytes of the disk kept free; default 64 MiB */
 	uint64_t data_capacity;/* bytes at most; 0: the disk's size */
+	uint64_t data_repair_rate; /* bytes a second copied from other replicas; default 100 MiB */
+	uint64_t data_scrub_rate;  /* bytes a second read to find damage; default 16 MiB; 0: none */
+	uint64_t data_scrub_every_s; /* from the start of one scrub to the next; default a week */
 	char *host;	      /* failure domain; default the host's name */
 	char *rack;
 	/* [agent] */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* vmdedup cluster: init, info, gc, check, key. */
+/* vmdedup cluster: init, info, gc, check, key. The others: servers.c. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "cli/check.h"
 #include "cli/key.h"
+#include "cli/servers.h"
 #include "cli/stores.h"
 #include "cli/ui.h"
 #include "meta/server.h"
@@ -60,10 +61,6 @@ static int init_parse(struct meta_init *init, uint64_t block_size, const char *f
 		return error_set(err, -EINVAL, "--replicas: from 1 to 4");
 	if (min_copies < 1 || min_copies > replicas)
 		return error_set(err, -EINVAL, "--min-copies: from 1 to the number of replicas");
-	/* Data servers do not forward a PUT to the other replicas: promise no copy that is not made. */
-	if (replicas > 1)
-		return error_set(err, -EINVAL, "--replicas: this version keeps one copy of a block; "
-				 "put the data server's folder on a redundant disk");
 	if (!*init->name || strlen(init->name) > 63)
 		return error_set(err, -EINVAL, "--name: 1 to 63 bytes");
 	init->replicas = replicas;
@@ -89,7 +86,7 @@ static int init_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		OPT_TEXT("name", "NAME", &name, "of the cluster, for people (vmdedup)"),
 		OPT_SIZE("block-size", "SIZE", &block_size, "power of two from 4K to 1M (256K)"),
 		OPT_TEXT("fingerprint", "ALG", &fingerprint, "sha256, sha1 or md5 (sha256)"),
-		OPT_NUMBER("replicas", "N", &replicas, "copies of each block (1; no more in this version)"),
+		OPT_NUMBER("replicas", "N", &replicas, "copies of each block, 1 to 4 (1)"),
 		OPT_NUMBER("min-copies", "N", &min_copies,
 			   "copies that a commit needs (more than half of the replicas)"),
 		OPT_TEXT("store", "STORE", &store,
@@ -182,18 +179,20 @@ static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **arg
 	if (r)
 		return cli_fail(&err);
 	if (json)
-		json_show(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}",
+		json_show(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
 				    "freed_nodes", (json_int_t)stats.freed_nodes,
 				    "dead_blocks", (json_int_t)stats.dead_blocks,
 				    "deleted_blocks", (json_int_t)stats.deleted_blocks,
+				    "left_blocks", (json_int_t)stats.left_blocks,
 				    "deleted_copies", (json_int_t)stats.deleted_copies,
 				    "kept_copies", (json_int_t)stats.kept_copies,
 				    "listed_copies", (json_int_t)stats.listed_copies));
 	else
-		printf("%llu recipe nodes freed, %llu blocks collected, %llu copies deleted\n",
+		printf("%llu recipe nodes freed, %llu blocks collected, %llu copies deleted%s\n",
 		       (unsigned long long)stats.freed_nodes,
 		       (unsigned long long)stats.deleted_blocks,
-		       (unsigned long long)stats.deleted_copies);
+		       (unsigned long long)stats.deleted_copies, stats.left_blocks ?
+		       "; some wait for data servers that are not there" : "");
 	return EXIT_OK;
 }
 
@@ -310,6 +309,38 @@ const struct verb cluster_verbs[] = {
 	  "examples:\n"
 	  "  vmdedup cluster info\n"
 	  "  vmdedup cluster info --json\n", info_run },
+	{ "cluster", "status", "", "how the cluster is: what is missing, what moves, how long it takes",
+	  "Exit code 6 when a shard has no replica that could be read.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster status\n"
+	  "  vmdedup cluster status --json\n", cluster_status_run },
+	{ "cluster", "servers", "", "the data servers",
+	  "examples:\n"
+	  "  vmdedup cluster servers\n"
+	  "  vmdedup cluster servers --json\n", cluster_servers_run },
+	{ "cluster", "shards", "", "the shards that are not as they should be",
+	  "examples:\n"
+	  "  vmdedup cluster shards\n"
+	  "  vmdedup cluster shards --all --json\n", cluster_shards_run },
+	{ "cluster", "add", "SERVER", "use a data server that was being drained again",
+	  "A new data server needs no order: it is in use as soon as it has joined.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster add 3\n", cluster_add_run },
+	{ "cluster", "drain", "SERVER", "move everything from a data server to the others",
+	  "It serves on meanwhile. `vmdedup cluster servers` shows what it still holds; with nothing\n"
+	  "left it can be removed.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster drain 3\n", cluster_drain_run },
+	{ "cluster", "remove", "SERVER", "forget a data server that holds nothing any more",
+	  "With --lost also one that will never come back: what only it had is gone.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster remove 3\n"
+	  "  vmdedup cluster remove --lost 3\n", cluster_remove_run },
+	{ "cluster", "set", "", "change what may be changed in a cluster",
+	  "More replicas are made, and those too many are deleted, in the background.\n\n"
+	  "examples:\n"
+	  "  vmdedup cluster set --replicas 3 --min-copies 2\n"
+	  "  vmdedup cluster set --out-after 1800s\n", cluster_set_run },
 	{ "cluster", "gc", "", "collect what no image names any more",
 	  "examples:\n"
 	  "  vmdedup cluster gc\n"

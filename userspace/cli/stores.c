@@ -10,7 +10,7 @@ static const char *const states[] = { "up", "suspect", "down", "draining", "out"
 
 static const char *state_name(const struct store_of *s)
 {
-	if (s->r)
+	if (s->r && !s->state)
 		return "no answer";
 	return s->state < ARRAY_SIZE(states) ? states[s->state] : "?";
 }

@@ -25,6 +25,8 @@ _vmdedup() {
 			return ;;
 		"volume detach "*|"volume push "*)
 			words=$("$cmd" volume ls 2>/dev/null | awk 'NR > 1 { print $1, $2 }') ;;
+		"cluster add 3"|"cluster drain 3"|"cluster remove 3")
+			words=$("$cmd" cluster servers 2>/dev/null | awk 'NR > 1 { print $1 }') ;;
 		image\ *|volume\ attach\ *)
 			words=$("$cmd" image ls 2>/dev/null | awk 'NR > 1 { print $1 }') ;;
 		esac

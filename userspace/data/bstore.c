@@ -18,7 +18,7 @@
 #include "data/crc32c.h"
 #include "data/bstore_priv.h"
 
-/* ---- identity: disk.uuid, four lines of text ---- */
+/* ---- identity: disk.uuid, five lines of text ---- */
 
 /*
  * An incarnation only goes up, also past one that a copy of this disk may have reached without
@@ -36,12 +36,14 @@ uint64_t bstore_new_incarnation(uint64_t old)
 
 int bstore_write_identity(struct bstore *st, struct error *err)
 {
-	char text[256], uuid[UUID_TEXT_SIZE], cluster[UUID_TEXT_SIZE];
+	char text[320], uuid[UUID_TEXT_SIZE], cluster[UUID_TEXT_SIZE], session[UUID_TEXT_SIZE];
 	CLEANUP_CLOSE int fd = openat(st->dirfd, "disk.uuid.new",
 				      O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	int len = snprintf(text, sizeof(text), "format %d\nuuid %s\nincarnation %" PRIu64 "\n"
-			   "cluster %s\n", STORE_FORMAT, uuid_to_text(&st->uuid, uuid),
-			   st->incarnation, uuid_to_text(&st->cluster, cluster));
+			   "cluster %s\nsession %s\n", STORE_FORMAT,
+			   uuid_to_text(&st->uuid, uuid), st->incarnation,
+			   uuid_to_text(&st->cluster, cluster),
+			   uuid_to_text(&st->session, session));
 
 	if (fd < 0 || write(fd, text, (size_t)len) != len || fsync(fd) ||
 	    renameat(st->dirfd, "disk.uuid.new", st->dirfd, "disk.uuid") || fsync(st->dirfd))
@@ -52,10 +54,10 @@ int bstore_write_identity(struct bstore *st, struct error *err)
 static int read_identity(struct bstore *st, struct error *err)
 {
 	CLEANUP_CLOSE int fd = openat(st->dirfd, "disk.uuid", O_RDONLY | O_CLOEXEC);
-	char text[256], uuid[40], cluster[40];
+	char text[320], uuid[40], cluster[40], session[40] = "";
 	unsigned int format;
+	int end = 0, more = 0;
 	ssize_t n;
-	int end = 0;
 
 	if (fd < 0)
 		return errno == ENOENT ? -ENOENT :
@@ -68,11 +70,14 @@ static int read_identity(struct bstore *st, struct error *err)
 		return error_set(err, -EPROTONOSUPPORT, "%s was made by a newer vmdedup-data "
 				 "(format %u, this one knows %d)", st->dir, format, STORE_FORMAT);
 	if (sscanf(text, "format %u uuid %36s incarnation %" SCNu64 " cluster %36s %n",
-		   &format, uuid, &st->incarnation, cluster, &end) != 4 || !end || text[end] ||
-	    uuid_from_text(&st->uuid, uuid) || uuid_is_null(&st->uuid) ||
-	    uuid_from_text(&st->cluster, cluster))
-		return error_set(err, -EUCLEAN, "%s/disk.uuid is damaged: put back its four lines "
-				 "(format, uuid, incarnation, cluster)", st->dir);
+		   &format, uuid, &st->incarnation, cluster, &end) == 4 && end &&
+	    sscanf(text + end, "session %36s %n", session, &more) == 1)
+		end += more;
+	if (!end || text[end] || uuid_from_text(&st->uuid, uuid) || uuid_is_null(&st->uuid) ||
+	    uuid_from_text(&st->cluster, cluster) ||
+	    (*session && uuid_from_text(&st->session, session)))
+		return error_set(err, -EUCLEAN, "%s/disk.uuid is damaged: put back its lines "
+				 "(format, uuid, incarnation, cluster, session)", st->dir);
 	return 0;
 }
 
@@ -356,6 +361,25 @@ const struct uuid *bstore_cluster(struct bstore *st)
 	return &st->cluster;
 }
 
+const struct uuid *bstore_session(struct bstore *st)
+{
+	return &st->session;
+}
+
+int bstore_set_session(struct bstore *st, const struct uuid *session, struct error *err)
+{
+	struct uuid old = st->session;
+	int r;
+
+	if (uuid_equal(&old, session))
+		return 0;
+	st->session = *session;
+	r = bstore_write_identity(st, err);
+	if (r)
+		st->session = old;
+	return r;
+}
+
 int bstore_bind_cluster(struct bstore *st, const struct uuid *cluster, struct error *err)
 {
 	char ours[UUID_TEXT_SIZE], theirs[UUID_TEXT_SIZE];
@@ -561,6 +585,7 @@ static int list_row(void *arg, uint32_t domain, const struct fp *fp, const struc
 	if (l->nr == l->max)
 		return 1;
 	l->out[l->nr].fp = *fp;
+	l->out[l->nr].bad = !b || b->flags & INDEX_BAD;
 	l->out[l->nr++].epoch = !b ? 0 : MAX(b->epoch, l->floor);
 	return 0;
 }

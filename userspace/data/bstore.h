@@ -57,6 +57,10 @@ uint64_t bstore_incarnation(struct bstore *st);
  * another one. The writes are the opener's thread's. */
 const struct uuid *bstore_cluster(struct bstore *st);
 int bstore_bind_cluster(struct bstore *st, const struct uuid *cluster, struct error *err);
+/* The last process that joined with the disk, by a UUID of its own: a copy of the disk names another
+ * one than the meta server knows. Null: none yet. The writes are the opener's thread's. */
+const struct uuid *bstore_session(struct bstore *st);
+int bstore_set_session(struct bstore *st, const struct uuid *session, struct error *err);
 /* After a rebuild epochs are too low, and nothing may be deleted before STORE_STAMP. */
 bool bstore_is_unstamped(struct bstore *st);
 
@@ -99,6 +103,7 @@ int bstore_read(struct bstore *st, uint32_t domain, const struct fp *fp, struct 
 struct bstore_listed {
 	struct fp fp;
 	uint64_t epoch;
+	bool bad; /* counts as missing */
 };
 /* At most @max blocks after @after (NULL: from the first), ascending. Returns how many. */
 int bstore_list(struct bstore *st, uint16_t shard, uint32_t domain, const struct fp *after,
@@ -116,6 +121,25 @@ int bstore_stat(struct bstore *st, struct bstore_stat *stat);
  * @max_bytes), and the removal of lumps with nothing live. 1: there is more; 0: nothing to do. */
 int bstore_compact(struct bstore *st, uint64_t max_bytes);
 
+/* Where a scrub is; all zero: at the beginning of shard 0. */
+struct bstore_scrub_at {
+	uint16_t shard;
+	uint32_t domain;
+	struct fp after;
+	bool has_after;
+	bool done; /* every shard was read */
+};
+#define SCRUB_PAGE 64
+struct bstore_scrubbed {
+	size_t nr;    /* of these */
+	struct bstore_op bad[SCRUB_PAGE]; /* damaged, not known to be before: for bstore_commit() */
+	size_t nr_known;
+	struct fp known[SCRUB_PAGE];	  /* damaged, and marked already */
+	uint32_t domain;
+	uint64_t bytes; /* read */
+};
+/* Reads the next records, a page at most. 0, or a negative errno. Any thread. */
+int bstore_scrub_page(struct bstore *st, struct bstore_scrub_at *at, struct bstore_scrubbed *out);
 /* Reads every record of a shard and compares it with the index: the number of damaged blocks,
  * which are marked; a negative errno. The writer's. */
 int bstore_scrub(struct bstore *st, uint16_t shard);

@@ -16,7 +16,7 @@ struct bstore {
 	int dirfd; /* holds the folder's lock */
 	struct uuid uuid;
 	uint64_t incarnation;
-	struct uuid cluster;
+	struct uuid cluster, session;
 	uint64_t reserve, capacity, lump_size, map_size;
 	struct index *ix;
 	struct lumps *lumps;

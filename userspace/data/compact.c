@@ -11,7 +11,6 @@
 
 #define MOVE_MAX  1024	       /* records of one step */
 #define DEAD_MIN  (1ULL << 20) /* a lump with less dead space is left alone */
-#define SCRUB_PAGE 256
 
 /* ---- removal ---- */
 
@@ -180,8 +179,6 @@ int bstore_compact(struct bstore *st, uint64_t max_bytes)
 /* ---- scrub ---- */
 
 struct scrub {
-	struct bstore *st;
-	uint32_t domain;
 	struct fp fps[SCRUB_PAGE];
 	struct index_block blocks[SCRUB_PAGE];
 	bool row_damaged[SCRUB_PAGE];
@@ -202,24 +199,23 @@ static int scrub_row(void *arg, uint32_t domain, const struct fp *fp, const stru
 	return 0;
 }
 
-static int scrub_page(struct scrub *s)
+static int scrub_read(struct bstore *st, struct scrub *s, struct bstore_scrubbed *out)
 {
-	struct bstore_op bad[SCRUB_PAGE];
-	size_t nr = 0;
-	int r;
-
 	for (size_t i = 0; i < s->nr; i++) {
 		struct index_block *b = &s->blocks[i];
 		struct block_buf *buf;
+		int r;
 
 		if (s->row_damaged[i]) {
-			log_error("%s: damaged row of the index", s->st->dir);
+			log_error("%s: damaged row of the index", st->dir);
 			r = -EIO;
 			*b = (struct index_block){ 0 };
 		} else if (b->flags & INDEX_BAD) {
-			continue; /* known */
+			out->known[out->nr_known++] = s->fps[i];
+			continue;
 		} else {
-			r = bstore_read_record(s->st, s->domain, &s->fps[i], b, &buf);
+			r = bstore_read_record(st, out->domain, &s->fps[i], b, &buf);
+			out->bytes += b->stored_len;
 		}
 		if (!r) {
 			block_buf_put(buf);
@@ -227,54 +223,75 @@ static int scrub_page(struct scrub *s)
 		}
 		if (r != -EIO && r != -ENOENT)
 			return r;
-		bad[nr++] = (struct bstore_op){
-			.kind = STORE_BAD, .domain = s->domain, .fp = s->fps[i],
+		out->bad[out->nr++] = (struct bstore_op){
+			.kind = STORE_BAD, .domain = out->domain, .fp = s->fps[i],
 			.lump = b->lump, .offset = b->offset,
 		};
 	}
-	r = nr ? bstore_commit(s->st, bad, nr) : 0;
-	return r ? r : (int)nr;
+	return 0;
+}
+
+/* The next domain of the shard that has blocks, or the next shard. */
+static void scrub_next(struct bstore_scrub_at *at, bool shard_is_done)
+{
+	at->has_after = false;
+	if (!shard_is_done && at->domain != UINT32_MAX) {
+		at->domain++;
+		return;
+	}
+	at->domain = 0;
+	at->done = at->shard == NR_SHARDS - 1;
+	at->shard += !at->done;
+}
+
+int bstore_scrub_page(struct bstore *st, struct bstore_scrub_at *at, struct bstore_scrubbed *out)
+{
+	struct scrub *s;
+	struct index_txn *txn;
+	int r, more = 0;
+
+	out->nr = out->nr_known = 0;
+	out->bytes = 0;
+	r = index_begin(st->ix, false, &txn);
+	if (r)
+		return r;
+	s = calloc(1, sizeof(*s));
+	if (!s) {
+		index_abort(txn);
+		return -ENOMEM;
+	}
+	r = index_next_domain(txn, &at->domain);
+	out->domain = at->domain;
+	if (!r)
+		more = index_walk_blocks(txn, at->domain, at->shard,
+					 at->has_after ? &at->after : NULL, scrub_row, s);
+	index_abort(txn);
+	if (more < 0)
+		r = more;
+	if (!r && s->nr) {
+		at->after = s->fps[s->nr - 1];
+		at->has_after = true;
+		r = scrub_read(st, s, out);
+	}
+	if ((!r && !more) || r == -ENOENT)
+		scrub_next(at, r == -ENOENT);
+	free(s);
+	return r == -ENOENT ? 0 : r;
 }
 
 int bstore_scrub(struct bstore *st, uint16_t shard)
 {
-	struct scrub *s = calloc(1, sizeof(*s));
-	struct index_txn *txn;
-	struct fp after;
-	int r = 0, damaged = 0;
+	struct bstore_scrub_at at = { .shard = shard };
+	struct bstore_scrubbed *page = malloc(sizeof(*page));
+	int r = page ? 0 : -ENOMEM, damaged = 0;
 
-	if (!s)
-		return -ENOMEM;
-	s->st = st;
-	for (s->domain = 0; !r; s->domain++) {
-		bool more = true;
-
-		r = index_begin(st->ix, false, &txn);
-		if (r)
-			break;
-		r = index_next_domain(txn, &s->domain);
-		index_abort(txn);
-		for (bool first = true; !r && more; first = false) {
-			s->nr = 0;
-			r = index_begin(st->ix, false, &txn);
-			if (r)
-				break;
-			r = index_walk_blocks(txn, s->domain, shard, first ? NULL : &after,
-					      scrub_row, s);
-			index_abort(txn);
-			more = r > 0;
-			if (r >= 0 && s->nr) {
-				after = s->fps[s->nr - 1];
-				r = scrub_page(s);
-			}
-			if (r >= 0) {
-				damaged += s->nr ? r : 0;
-				r = 0;
-			}
+	while (!r && at.shard == shard && !at.done) {
+		r = bstore_scrub_page(st, &at, page);
+		if (!r && page->nr) {
+			damaged += (int)page->nr;
+			r = bstore_commit(st, page->bad, page->nr);
 		}
-		if (s->domain == UINT32_MAX)
-			break;
 	}
-	free(s);
-	return r == -ENOENT || !r ? damaged : r;
+	free(page);
+	return r ? r : damaged;
 }

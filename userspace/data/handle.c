@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Requests to jobs, and jobs that are done to replies. On the server's thread. */
+/* Requests to jobs. On the server's thread. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +12,7 @@
 
 /* ---- requests ---- */
 
-/* NULL, after an error reply: no memory. */
-static struct job *job_new(struct data_server *s, struct net_request *req, enum job_kind kind,
-			   size_t nr)
+struct job *server_job_new(struct data_server *s, enum job_kind kind, size_t nr)
 {
 	struct job *job = calloc(1, sizeof(*job));
 
@@ -22,15 +20,28 @@ static struct job *job_new(struct data_server *s, struct net_request *req, enum 
 		job->ops = calloc(nr + 1, sizeof(*job->ops));
 	if (!job || !job->ops) {
 		job_free(job);
-		net_reply_error(req, ENOMEM, "no memory for a request");
 		return NULL;
 	}
 	job->kind = kind;
-	job->req = req;
 	job->nr = nr;
-	job->topology = s->topology;
-	if (s->topology)
-		atomic_fetch_add(&s->topology->refs, 1);
+	pthread_mutex_lock(&s->lock);
+	job->topology = s->known;
+	if (s->known)
+		atomic_fetch_add(&s->known->refs, 1);
+	pthread_mutex_unlock(&s->lock);
+	return job;
+}
+
+/* NULL, after an error reply: no memory. */
+static struct job *job_new(struct data_server *s, struct net_request *req, enum job_kind kind,
+			   size_t nr)
+{
+	struct job *job = server_job_new(s, kind, nr);
+
+	if (job)
+		job->req = req;
+	else
+		net_reply_error(req, ENOMEM, "no memory for a request");
 	return job;
 }
 
@@ -40,28 +51,44 @@ static void out_of_memory(struct job *job)
 	job_free(job);
 }
 
-/* The map's version is checked first: who has an old one gets the new one, and nothing done. */
-static bool refuse_map(struct data_server *s, struct net_request *req, uint64_t version)
+static void send_map(struct data_server *s, struct net_request *req)
 {
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
-	const Vmdedup__MapReply *map;
 
-	if (!s->topology) {
-		net_reply_error(req, EAGAIN, "the data server %s has not joined the meta server yet",
-				s->endpoint);
+	reply.error = ESTALE;
+	reply.error_text = (char *)"the request came with another shard map";
+	reply.body_case = VMDEDUP__REPLY__BODY_MAP;
+	reply.map = (Vmdedup__MapReply *)topology_map(s->topology);
+	net_reply_send(req, &reply, NULL, 0);
+}
+
+static bool refuse_before_join(struct data_server *s, struct net_request *req, uint64_t version)
+{
+	if (s->topology) {
+		s->refresh |= version > topology_map(s->topology)->version;
+		return false;
+	}
+	net_reply_error(req, EAGAIN, "the data server %s has not joined the meta server yet",
+			s->endpoint);
+	return true;
+}
+
+/*
+ * Who asks for a shard that has no replica here gets the map, and nothing is done. What else has
+ * changed between two maps does no harm: it is this server that stamps and forwards, by its own.
+ */
+static bool refuse_shards(struct data_server *s, struct job *job)
+{
+	const Vmdedup__MapReply *map = topology_map(job->topology);
+
+	for (size_t i = 0; i < job->nr; i++) {
+		if (topology_place(map, fp_shard(&job->ops[i].fp), job->topology->id))
+			continue;
+		send_map(s, job->req);
+		job_free(job);
 		return true;
 	}
-	map = topology_map(s->topology);
-	if (version > map->version)
-		s->refresh = true;
-	if (version >= map->version)
-		return false;
-	reply.error = ESTALE;
-	reply.error_text = (char *)"the request came with an old shard map";
-	reply.body_case = VMDEDUP__REPLY__BODY_MAP;
-	reply.map = (Vmdedup__MapReply *)map;
-	net_reply_send(req, &reply, NULL, 0);
-	return true;
+	return false;
 }
 
 static bool refuse_domain(struct data_server *s, struct net_request *req, uint32_t domain)
@@ -113,11 +140,26 @@ static bool put_block(struct job *job, size_t i, const Vmdedup__BlockHead *head,
 	return true;
 }
 
+/* The other replicas are behind: what they send each other must find room, so clients wait. */
+static bool refuse_backlog(struct data_server *s, struct job *job)
+{
+	size_t bytes;
+
+	pthread_mutex_lock(&s->lock);
+	bytes = s->forward_bytes;
+	pthread_mutex_unlock(&s->lock);
+	if (job->forwarded || bytes <= MAX_FORWARD_BYTES)
+		return false;
+	net_reply_error(job->req, EAGAIN, "%zu MiB wait for other replicas; try again", bytes >> 20);
+	job_free(job);
+	return true;
+}
+
 static void handle_put(struct data_server *s, struct net_request *req, const Vmdedup__Put *put)
 {
 	struct job *job;
 
-	if (refuse_map(s, req, put->map_version) || refuse_domain(s, req, put->domain))
+	if (refuse_before_join(s, req, put->map_version) || refuse_domain(s, req, put->domain))
 		return;
 	if (!put->n_blocks || put->n_blocks > PROTO_MAX_BLOCKS ||
 	    put->n_blocks != net_request_nr_frames(req)) {
@@ -142,6 +184,13 @@ static void handle_put(struct data_server *s, struct net_request *req, const Vmd
 		job_free(job);
 		return;
 	}
+	job->forwarded = put->forwarded;
+	if (refuse_shards(s, job) || refuse_backlog(s, job))
+		return;
+	if (forward_prepare(job)) {
+		out_of_memory(job);
+		return;
+	}
 	server_submit(s, job);
 }
 
@@ -150,13 +199,20 @@ static void handle_touch(struct data_server *s, struct net_request *req,
 {
 	struct job *job;
 
-	if (refuse_map(s, req, touch->map_version) || refuse_domain(s, req, touch->domain) ||
-	    refuse_fps(req, &touch->fingerprints, PROTO_MAX_TOUCH))
+	if (refuse_before_join(s, req, touch->map_version) ||
+	    refuse_domain(s, req, touch->domain) || refuse_fps(req, &touch->fingerprints, PROTO_MAX_TOUCH))
 		return;
 	job = job_new(s, req, JOB_TOUCH, touch->fingerprints.len / FP_SIZE);
 	if (!job)
 		return;
 	copy_fps(job, &touch->fingerprints, STORE_TOUCH, touch->domain);
+	job->forwarded = touch->forwarded;
+	if (refuse_shards(s, job))
+		return;
+	if (forward_prepare(job) || forward_snapshot(job)) {
+		out_of_memory(job);
+		return;
+	}
 	server_submit(s, job);
 }
 
@@ -193,7 +249,7 @@ static void handle_get(struct data_server *s, struct net_request *req, const Vmd
 	struct job *job;
 
 	/* Version 0 reads from whoever has the block, joined or not. */
-	if (get->map_version && refuse_map(s, req, get->map_version))
+	if (get->map_version && refuse_before_join(s, req, get->map_version))
 		return;
 	if (refuse_fps(req, &get->fingerprints, max < PROTO_MAX_BLOCKS ? max : PROTO_MAX_BLOCKS))
 		return;
@@ -207,6 +263,8 @@ static void handle_get(struct data_server *s, struct net_request *req, const Vmd
 		return;
 	}
 	copy_fps(job, &get->fingerprints, STORE_TOUCH, get->domain);
+	if (get->map_version && refuse_shards(s, job))
+		return;
 	redirect_some(s, job, get);
 	server_submit(s, job);
 }
@@ -336,6 +394,40 @@ static void handle_stat(struct data_server *s, struct net_request *req)
 	net_reply_send(req, &reply, NULL, 0);
 }
 
+/* By the governor. It must be quick: nothing here waits for the disk. */
+static void handle_ping(struct data_server *s, struct net_request *req, const Vmdedup__Ping *ping)
+{
+	Vmdedup__PingReply pong = VMDEDUP__PING_REPLY__INIT;
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	struct uuid disk = *bstore_disk(s->store);
+	int failed = bstore_failed(s->store);
+	struct repair_stats st;
+
+	pthread_mutex_lock(&s->lock);
+	st = s->repair;
+	pthread_mutex_unlock(&s->lock);
+	if (s->topology) {
+		pong.map_version = topology_map(s->topology)->version;
+		s->refresh |= ping->map_version > pong.map_version;
+	}
+	pong.disk = (ProtobufCBinaryData){ sizeof(disk.b), disk.b };
+	pong.incarnation = bstore_incarnation(s->store);
+	if (failed)
+		pong.failed = strerror(-failed);
+	pong.free = s->free_bytes;
+	pong.stale_shards = st.stale_shards;
+	pong.left_blocks = st.left_blocks;
+	pong.repaired_blocks = st.blocks;
+	pong.repaired_bytes = st.bytes;
+	pong.scrubbed_bytes = st.scrubbed_bytes;
+	pong.damaged = st.damaged;
+	pong.healed = st.healed;
+	pong.dropped_blocks = st.dropped;
+	reply.body_case = VMDEDUP__REPLY__BODY_PING;
+	reply.ping = &pong;
+	net_reply_send(req, &reply, NULL, 0);
+}
+
 void server_handle(void *ctx, struct net_request *req)
 {
 	const Vmdedup__Request *h = net_request_header(req);
@@ -363,268 +455,10 @@ void server_handle(void *ctx, struct net_request *req)
 	case VMDEDUP__REQUEST__BODY_DATA_STAT:
 		handle_stat(s, req);
 		break;
+	case VMDEDUP__REQUEST__BODY_PING:
+		handle_ping(s, req, h->ping);
+		break;
 	default:
 		net_reply_error(req, EOPNOTSUPP, "a data server does not know this request");
-	}
-}
-
-/* ---- receipts ---- */
-
-struct receipts {
-	Vmdedup__Receipt *v;
-	Vmdedup__Receipt **pointers;
-	size_t nr;
-	uint8_t *fps;	/* of all, in groups */
-	uint8_t (*macs)[RECEIPT_MAC_SIZE];
-	Vmdedup__Disk disk, *disks[1];
-};
-
-static void receipts_free(struct receipts *rs)
-{
-	free(rs->v);
-	free(rs->pointers);
-	free(rs->fps);
-	free(rs->macs);
-}
-
-static int by_fingerprint(const void *a, const void *b)
-{
-	const struct bstore_op *x = *(const struct bstore_op *const *)a;
-	const struct bstore_op *y = *(const struct bstore_op *const *)b;
-
-	return memcmp(x->fp.b, y->fp.b, FP_SIZE);
-}
-
-static void receipt_begin(struct receipts *rs, const struct job *job, const struct bstore_op *op,
-			  uint8_t *fps)
-{
-	Vmdedup__Receipt *r = &rs->v[rs->nr];
-
-	vmdedup__receipt__init(r);
-	r->shard = fp_shard(&op->fp);
-	r->epoch = op->epoch;
-	r->map_version = topology_map(job->topology)->version;
-	r->domain = job->domain;
-	r->n_disks = 1;
-	r->disks = rs->disks;
-	r->fingerprints.data = fps;
-	r->mac = (ProtobufCBinaryData){ RECEIPT_MAC_SIZE, rs->macs[rs->nr] };
-	rs->pointers[rs->nr++] = r;
-}
-
-/* One for each shard of the ops with result 0. */
-static int receipts_make(struct receipts *rs, struct data_server *s, const struct job *job)
-{
-	const struct bstore_op **good = calloc(job->nr, sizeof(*good));
-	uint8_t *fps;
-	size_t nr = 0;
-
-	*rs = (struct receipts){ .disk = VMDEDUP__DISK__INIT };
-	rs->v = calloc(job->nr, sizeof(*rs->v));
-	rs->pointers = calloc(job->nr, sizeof(*rs->pointers));
-	rs->fps = calloc(job->nr, FP_SIZE);
-	rs->macs = calloc(job->nr, sizeof(*rs->macs));
-	if (!good || !rs->v || !rs->pointers || !rs->fps || !rs->macs) {
-		free(good);
-		return -ENOMEM;
-	}
-	rs->disk.uuid = (ProtobufCBinaryData){ 16, (uint8_t *)bstore_disk(s->store)->b };
-	rs->disk.incarnation = bstore_incarnation(s->store);
-	rs->disk.server = job->topology->id;
-	rs->disks[0] = &rs->disk;
-	for (size_t i = 0; i < job->nr; i++)
-		if (!job->ops[i].r)
-			good[nr++] = &job->ops[i];
-	qsort(good, nr, sizeof(*good), by_fingerprint);
-	fps = rs->fps;
-	for (size_t i = 0; i < nr; i++, fps += FP_SIZE) {
-		Vmdedup__Receipt *r = rs->nr ? &rs->v[rs->nr - 1] : NULL;
-
-		if (!r || r->shard != fp_shard(&good[i]->fp)) {
-			receipt_begin(rs, job, good[i], fps);
-			r = &rs->v[rs->nr - 1];
-		}
-		memcpy(fps, good[i]->fp.b, FP_SIZE);
-		r->fingerprints.len += FP_SIZE;
-		if (r->epoch > good[i]->epoch)
-			r->epoch = good[i]->epoch;
-	}
-	for (size_t i = 0; i < rs->nr; i++)
-		receipt_mac(&rs->v[i], job->topology->receipt_key, rs->macs[i]);
-	free(good);
-	return 0;
-}
-
-/* ---- replies ---- */
-
-static void reply_put(struct data_server *s, struct job *job)
-{
-	Vmdedup__PutReply put = VMDEDUP__PUT_REPLY__INIT;
-	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
-	int32_t errors[PROTO_MAX_BLOCKS];
-	struct receipts rs;
-
-	if (receipts_make(&rs, s, job)) {
-		net_reply_error(job->req, ENOMEM, "no memory for receipts");
-		goto free;
-	}
-	for (size_t i = 0; i < job->nr; i++)
-		errors[i] = -job->ops[i].r;
-	put.n_errors = job->nr;
-	put.errors = errors;
-	put.n_receipts = rs.nr;
-	put.receipts = rs.pointers;
-	reply.body_case = VMDEDUP__REPLY__BODY_PUT;
-	reply.put = &put;
-	net_reply_send(job->req, &reply, NULL, 0);
-free:
-	receipts_free(&rs);
-}
-
-static void reply_touch(struct data_server *s, struct job *job)
-{
-	Vmdedup__TouchReply touch = VMDEDUP__TOUCH_REPLY__INIT;
-	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
-	uint8_t *missing = calloc(job->nr, FP_SIZE);
-	struct receipts rs;
-
-	if (receipts_make(&rs, s, job) || !missing) {
-		net_reply_error(job->req, ENOMEM, "no memory for receipts");
-		goto free;
-	}
-	touch.missing.data = missing;
-	for (size_t i = 0; i < job->nr; i++) {
-		if (!job->ops[i].r)
-			continue;
-		memcpy(missing + touch.missing.len, job->ops[i].fp.b, FP_SIZE);
-		touch.missing.len += FP_SIZE;
-	}
-	touch.n_receipts = rs.nr;
-	touch.receipts = rs.pointers;
-	reply.body_case = VMDEDUP__REPLY__BODY_TOUCH;
-	reply.touch = &touch;
-	net_reply_send(job->req, &reply, NULL, 0);
-free:
-	receipts_free(&rs);
-	free(missing);
-}
-
-static void reply_get(struct data_server *s, struct job *job)
-{
-	Vmdedup__BlockHead heads[PROTO_MAX_BLOCKS], *pointers[PROTO_MAX_BLOCKS];
-	Vmdedup__GetReply get = VMDEDUP__GET_REPLY__INIT;
-	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
-	Vmdedup__PeerAddress peers[REDIRECT_MAX_NAMED], *peer_pointers[REDIRECT_MAX_NAMED];
-	struct net_frame frames[PROTO_MAX_BLOCKS];
-	size_t nr = 0;
-
-	for (size_t i = 0; i < job->nr; i++) {
-		struct block_buf *buf = job->bufs[i];
-
-		vmdedup__block_head__init(&heads[i]);
-		pointers[i] = &heads[i];
-		heads[i].fingerprint = (ProtobufCBinaryData){ FP_SIZE, job->ops[i].fp.b };
-		heads[i].error = -job->ops[i].r;
-		if (job->ops[i].r == -EREMOTE) {
-			heads[i].redirect = job->named[i];
-			heads[i].n_redirect = job->nr_named[i];
-		}
-		if (!buf)
-			continue;
-		job->bufs[i] = NULL;
-		heads[i].codec = buf->codec == CODEC_ZSTD ? VMDEDUP__CODEC__ZSTD :
-							    VMDEDUP__CODEC__RAW;
-		heads[i].raw_size = buf->raw_len;
-		if (flow_frame(s->flow, buf, &frames[nr]))
-			heads[i].error = ENOMEM;
-		else
-			nr++;
-	}
-	for (size_t i = 0; job->redirected && i < job->redirected->nr; i++) {
-		peer_address_give(&job->redirected->peers[i], &peers[i]);
-		peer_pointers[get.n_peers++] = &peers[i];
-	}
-	get.peers = peer_pointers;
-	get.n_blocks = job->nr;
-	get.blocks = pointers;
-	reply.body_case = VMDEDUP__REPLY__BODY_GET;
-	reply.get = &get;
-	net_reply_send(job->req, &reply, frames, nr);
-}
-
-static void reply_list(struct data_server *s, struct job *job)
-{
-	Vmdedup__ShardListReply list = VMDEDUP__SHARD_LIST_REPLY__INIT;
-	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
-	uint8_t *fps = malloc(job->nr * FP_SIZE + 1);
-	uint64_t *epochs = malloc(job->nr * sizeof(*epochs) + 1);
-
-	if (!fps || !epochs) {
-		net_reply_error(job->req, ENOMEM, "no memory for a list");
-		goto free;
-	}
-	for (size_t i = 0; i < job->nr; i++) {
-		memcpy(fps + i * FP_SIZE, job->listed[i].fp.b, FP_SIZE);
-		epochs[i] = job->listed[i].epoch;
-	}
-	list.fingerprints = (ProtobufCBinaryData){ job->nr * FP_SIZE, fps };
-	list.n_epochs = job->nr;
-	list.epochs = epochs;
-	list.more = job->more;
-	reply.body_case = VMDEDUP__REPLY__BODY_SHARD_LIST;
-	reply.shard_list = &list;
-	net_reply_send(job->req, &reply, NULL, 0);
-free:
-	free(fps);
-	free(epochs);
-}
-
-static void reply_delete(struct data_server *s, struct job *job)
-{
-	Vmdedup__ShardDeleteReply del = VMDEDUP__SHARD_DELETE_REPLY__INIT;
-	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
-
-	for (size_t i = 0; i < job->nr; i++) {
-		if (job->ops[i].r == -EAGAIN) {
-			net_reply_error(job->req, EAGAIN, "the index was rebuilt: nothing is deleted "
-					"before the meta server has told the epochs");
-			return;
-		}
-		del.deleted += !job->ops[i].r;
-		del.missing += job->ops[i].r == -ENOENT;
-		del.kept += job->ops[i].r == -EBUSY;
-	}
-	reply.body_case = VMDEDUP__REPLY__BODY_SHARD_DELETE;
-	reply.shard_delete = &del;
-	net_reply_send(job->req, &reply, NULL, 0);
-}
-
-void server_reply(struct data_server *s, struct job *job)
-{
-	Vmdedup__Reply ok = VMDEDUP__REPLY__INIT;
-
-	if (job->r) {
-		net_reply_error(job->req, -job->r, "the store of %s: %s", s->endpoint,
-				strerror(-job->r));
-		return;
-	}
-	switch (job->kind) {
-	case JOB_PUT:
-		reply_put(s, job);
-		break;
-	case JOB_TOUCH:
-		reply_touch(s, job);
-		break;
-	case JOB_GET:
-		reply_get(s, job);
-		break;
-	case JOB_LIST:
-		reply_list(s, job);
-		break;
-	case JOB_DELETE:
-		reply_delete(s, job);
-		break;
-	default:
-		net_reply_send(job->req, &ok, NULL, 0);
 	}
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "data/server_priv.h"
@@ -33,6 +34,28 @@ const Vmdedup__Domain *topology_domain(const struct topology *t, uint32_t id)
 		if (t->reply->domains[i]->id == id)
 			return t->reply->domains[i];
 	return NULL;
+}
+
+uint8_t topology_place(const Vmdedup__MapReply *map, unsigned int shard, uint32_t id)
+{
+	for (unsigned int k = 0; k < map->replicas; k++)
+		if (map->shard_servers[shard * map->replicas + k] == id)
+			return (uint8_t)(1U << k);
+	return 0;
+}
+
+uint8_t topology_current(const Vmdedup__MapReply *map, unsigned int shard)
+{
+	uint8_t bits = 0;
+
+	for (unsigned int k = 0; k < map->replicas; k++) {
+		size_t at = shard * map->replicas + k;
+
+		if (map->shard_servers[at] &&
+		    (!map->shard_states.len || map->shard_states.data[at] != REPLICA_STALE))
+			bits |= (uint8_t)(1U << k);
+	}
+	return bits;
 }
 
 static Vmdedup__ServerJoinReply *copy_join(const Vmdedup__ServerJoinReply *in)
@@ -65,7 +88,11 @@ static Vmdedup__MapReply *copy_map(const Vmdedup__MapReply *in)
 
 static bool map_is_sane(const Vmdedup__MapReply *map)
 {
-	return map && map->n_shard_epochs == NR_SHARDS;
+	size_t places = map ? (size_t)map->replicas * NR_SHARDS : 0;
+
+	return map && map->n_shard_epochs == NR_SHARDS && map->replicas <= PROTO_MAX_PLACES &&
+	       map->n_shard_servers == places &&
+	       (!map->shard_states.len || map->shard_states.len == places);
 }
 
 static bool join_is_sane(const Vmdedup__ServerJoinReply *r)
@@ -140,6 +167,12 @@ void join_map_done(struct data_server *s, struct job *job)
 	topology_put(s->topology);
 	s->topology = job->fresh;
 	job->fresh = NULL;
+	atomic_fetch_add(&s->topology->refs, 2);
+	pthread_mutex_lock(&s->lock);
+	topology_put(s->newest);
+	topology_put(s->known);
+	s->newest = s->known = s->topology;
+	pthread_mutex_unlock(&s->lock);
 	if (first)
 		log_info("data server %s: joined as server %u, map version %llu", s->endpoint,
 			 s->topology->id,
@@ -182,7 +215,9 @@ static void joined(void *arg, int r, struct net_reply *reply)
 		goto free;
 	}
 	memcpy(cluster.b, reply->header->server_join->cluster.data, sizeof(cluster.b));
-	if (bstore_bind_cluster(s->store, &cluster, &err)) {
+	/* Before anything is served by that map: the disk says who it joined as. */
+	if (bstore_bind_cluster(s->store, &cluster, &err) ||
+	    bstore_set_session(s->store, &s->session, &err)) {
 		failed(s, err.code, err.text);
 		goto free;
 	}
@@ -203,7 +238,7 @@ static void ask_join(struct data_server *s)
 	Vmdedup__ServerJoin join = VMDEDUP__SERVER_JOIN__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	const uint8_t *key = net_ctx_public_key(s->net);
-	struct uuid disk = *bstore_disk(s->store);
+	struct uuid disk = *bstore_disk(s->store), last;
 	struct bstore_stat st;
 	int r = bstore_stat(s->store, &st);
 
@@ -211,6 +246,7 @@ static void ask_join(struct data_server *s)
 		failed(s, r, NULL);
 		return;
 	}
+	s->free_bytes = st.free;
 	join.disk = (ProtobufCBinaryData){ sizeof(disk.b), disk.b };
 	join.incarnation = bstore_incarnation(s->store);
 	join.endpoint = s->endpoint;
@@ -221,6 +257,9 @@ static void ask_join(struct data_server *s)
 	join.host = s->host;
 	join.rack = s->rack;
 	join.commits = st.sequence;
+	join.session = (ProtobufCBinaryData){ sizeof(s->session.b), s->session.b };
+	last = *bstore_session(s->store);
+	join.last_session = (ProtobufCBinaryData){ sizeof(last.b), last.b };
 	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_JOIN;
 	req.server_join = &join;
 	s->asking = true;
@@ -265,8 +304,37 @@ static void ask_map(struct data_server *s)
 	req.map_get = &get;
 	s->asking = true;
 	s->refresh = false;
+	s->asked_map_ms = now_ms();
 	if (net_client_submit(s->client, &req, NULL, 0, JOIN_TIMEOUT_MS, got_map, s))
 		s->asking = false;
+}
+
+static void reported(void *arg, int r, struct net_reply *reply)
+{
+	if (reply)
+		net_reply_free(reply);
+}
+
+/* What the forwarder has noticed. */
+static void take_hints(struct data_server *s, uint64_t now)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ServerReport report = VMDEDUP__SERVER_REPORT__INIT;
+
+	pthread_mutex_lock(&s->lock);
+	report.server = s->accused;
+	s->accused = 0;
+	s->refresh |= s->want_map;
+	s->want_map = false;
+	pthread_mutex_unlock(&s->lock);
+	if (s->refresh)
+		s->next_map_ms = MIN(s->next_map_ms, s->asked_map_ms + MAP_SOON_MS);
+	if (!report.server)
+		return;
+	report.what = (char *)"it does not take what is forwarded to it";
+	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_REPORT;
+	req.server_report = &report;
+	net_client_submit(s->client, &req, NULL, 0, JOIN_TIMEOUT_MS, reported, s);
 }
 
 void join_tick(struct data_server *s)
@@ -276,11 +344,12 @@ void join_tick(struct data_server *s)
 	if (!s->client)
 		return;
 	net_client_run(s->client, 0);
+	take_hints(s, now);
 	if (s->asking || s->map_pending)
 		return;
 	if (now >= s->next_join_ms)
 		ask_join(s);
-	else if (s->topology && (s->refresh || now >= s->next_map_ms))
+	else if (s->topology && now >= s->next_map_ms)
 		ask_map(s);
 }
 

@@ -199,6 +199,9 @@ static int run(struct options *o, const struct config *conf, struct error *err)
 		.capacity = o->has_capacity ? o->capacity : conf->data_capacity,
 		.host = conf->host,
 		.rack = conf->rack,
+		.repair_rate = conf->data_repair_rate,
+		.scrub_rate = conf->data_scrub_rate,
+		.scrub_every_s = conf->data_scrub_every_s,
 	};
 	struct data_server *s;
 	struct net_ctx *net;

@@ -49,6 +49,9 @@ void job_free(struct job *job)
 			block_buf_put(job->bufs[i]);
 	topology_put(job->topology);
 	topology_put(job->fresh);
+	free(job->sent);
+	free(job->copies);
+	free(job->peers);
 	free(job->verified);
 	free(job->no_coding);
 	free(job->bufs);
@@ -65,15 +68,25 @@ static bool is_write(const struct job *job)
 	return job->kind != JOB_PUT && job->kind != JOB_GET && job->kind != JOB_LIST;
 }
 
-/* Under the lock. */
-static void job_done(struct data_server *s, struct job *job)
+void server_part_done(struct data_server *s, struct job *job)
 {
 	uint64_t one = 1;
 
+	if (--job->parts)
+		return;
 	queue_push(&s->done, job);
 	pthread_cond_signal(&s->done_cond);
 	if (write(s->done_fd, &one, sizeof(one)) != sizeof(one))
 		log_error("wake the data server: %m");
+}
+
+/* What was to be done here is done: its bytes make room for others. Under the lock. */
+static void job_done(struct data_server *s, struct job *job)
+{
+	s->bytes_in -= job->bytes;
+	job->bytes = 0;
+	pthread_cond_signal(&s->done_cond);
+	server_part_done(s, job);
 }
 
 /* ---- workers ---- */
@@ -128,6 +141,7 @@ static void work_put(struct worker *w, struct job *job)
 		op->data = out->data;
 		op->len = out->len;
 	}
+	job->r = forward_snapshot(job);
 }
 
 static void report_bad(struct data_server *s, const struct bstore_op *bad)
@@ -177,6 +191,8 @@ static void work_get(struct worker *w, struct job *job)
 					   &job->bufs[i], &bad);
 		if (job->ops[i].r == -EIO)
 			report_bad(w->s, &bad);
+		if (job->ops[i].r == -EIO)
+			repair_bad(w->s, job->domain, &job->ops[i].fp);
 		if (!job->ops[i].r && job->raw_only)
 			job->ops[i].r = decode(w, &job->bufs[i]);
 		if (job->ops[i].r && job->bufs[i]) {
@@ -235,6 +251,7 @@ static void *worker_run(void *arg)
 		if (job->kind == JOB_PUT)
 			s->verifying--;
 		if (job->kind == JOB_PUT && !job->r) {
+			forward_queue(s, job);
 			queue_push(&s->writes, job);
 			s->write_bytes += job->bytes;
 		} else {
@@ -384,6 +401,14 @@ static void *writer_run(void *arg)
 
 /* ---- the server's thread ---- */
 
+static void job_wake(struct job_waiter *w)
+{
+	pthread_mutex_lock(&w->lock);
+	w->done = true;
+	pthread_cond_signal(&w->cond);
+	pthread_mutex_unlock(&w->lock);
+}
+
 static void finish_done(struct data_server *s)
 {
 	struct job *job;
@@ -394,13 +419,15 @@ static void finish_done(struct data_server *s)
 	for (;;) {
 		pthread_mutex_lock(&s->lock);
 		job = queue_pop(&s->done);
-		if (job) {
-			s->bytes_in -= job->bytes;
+		if (job)
 			s->unfinished--;
-		}
 		pthread_mutex_unlock(&s->lock);
 		if (!job)
 			return;
+		if (job->waiter) {
+			job_wake(job->waiter);
+			continue;
+		}
 		if (job->kind == JOB_MAP)
 			join_map_done(s, job);
 		else if (job->req)
@@ -419,7 +446,7 @@ static void wait_for_room(struct data_server *s, const struct job *job)
 {
 	pthread_mutex_lock(&s->lock);
 	while (job->bytes && s->bytes_in && s->bytes_in + job->bytes > MAX_BYTES_IN) {
-		while (!s->done.first)
+		if (!s->done.first)
 			pthread_cond_wait(&s->done_cond, &s->lock);
 		pthread_mutex_unlock(&s->lock);
 		finish_done(s);
@@ -428,15 +455,18 @@ static void wait_for_room(struct data_server *s, const struct job *job)
 	pthread_mutex_unlock(&s->lock);
 }
 
-/* The server's thread, and a worker's for JOB_BAD (which brings no bytes). */
+/* The server's thread, and others for jobs that wait for no room. */
 void server_submit(struct data_server *s, struct job *job)
 {
-	if (job->bytes)
+	if (job->bytes && !job->waiter)
 		wait_for_room(s, job);
+	job->parts = 1;
 	pthread_mutex_lock(&s->lock);
 	s->unfinished++;
 	s->bytes_in += job->bytes;
 	if (is_write(job)) {
+		if (job->kind == JOB_TOUCH)
+			forward_queue(s, job);
 		queue_push(&s->writes, job);
 		pthread_cond_signal(&s->write_cond);
 	} else {
@@ -445,6 +475,22 @@ void server_submit(struct data_server *s, struct job *job)
 		pthread_cond_signal(&s->work_cond);
 	}
 	pthread_mutex_unlock(&s->lock);
+}
+
+void server_submit_wait(struct data_server *s, struct job *job)
+{
+	struct job_waiter w = { .done = false };
+
+	pthread_mutex_init(&w.lock, NULL);
+	pthread_cond_init(&w.cond, NULL);
+	job->waiter = &w;
+	server_submit(s, job);
+	pthread_mutex_lock(&w.lock);
+	while (!w.done)
+		pthread_cond_wait(&w.cond, &w.lock);
+	pthread_mutex_unlock(&w.lock);
+	pthread_cond_destroy(&w.cond);
+	pthread_mutex_destroy(&w.lock);
 }
 
 static void server_tick(void *ctx)
@@ -482,12 +528,18 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 	pthread_cond_init(&s->work_cond, NULL);
 	pthread_cond_init(&s->write_cond, NULL);
 	pthread_cond_init(&s->done_cond, NULL);
+	pthread_cond_init(&s->repair_cond, NULL);
 	queue_init(&s->puts);
 	queue_init(&s->gets);
 	queue_init(&s->writes);
 	queue_init(&s->done);
 	s->compact = true; /* what a run before has left */
+	s->repair_rate = o->repair_rate ? o->repair_rate : DEFAULT_REPAIR_RATE;
+	s->scrub_rate = o->scrub_rate;
+	s->scrub_every_s = o->scrub_every_s ? o->scrub_every_s : DEFAULT_SCRUB_EVERY_S;
+	s->forwards_last = &s->forwards;
 	s->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	s->forward_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->flow = flow_new(flow_below, s);
 	s->redirect = redirect_new(REDIRECT_BLOCKS);
 	s->meta = copy_or_empty(o->meta);
@@ -497,8 +549,13 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 	s->has_meta_key = o->meta_key;
 	if (o->meta_key)
 		memcpy(s->meta_key, o->meta_key, sizeof(s->meta_key));
-	if (s->done_fd < 0 || !s->flow || !s->redirect || !s->meta || !s->endpoint || !s->host || !s->rack) {
+	if (s->done_fd < 0 || s->forward_fd < 0 || !s->flow || !s->redirect || !s->meta ||
+	    !s->endpoint || !s->host || !s->rack) {
 		error_set(err, -ENOMEM, "no memory for a data server");
+		goto close;
+	}
+	if (uuid_generate(&s->session)) {
+		error_set(err, -EIO, "no random bytes for a session's UUID");
 		goto close;
 	}
 	s->store = bstore_open(&so, err);
@@ -519,15 +576,18 @@ int data_server_bind(struct data_server *s, const char *endpoint, struct error *
 	return net_server_bind(s->server, endpoint, err);
 }
 
-static int start_workers(struct data_server *s, unsigned int *workers, struct error *err)
+static int start_threads(struct data_server *s, pthread_t *threads, unsigned int *nr,
+			 struct error *err)
 {
-	for (*workers = 0; *workers < NR_WORKERS; ++*workers) {
-		int r = pthread_create(&s->workers[*workers], NULL, worker_run, s);
+	void *(*const runs[])(void *) = { writer_run, forward_run, repair_run };
+	int r = 0;
 
-		if (r)
-			return error_set(err, -r, "start a thread: %s", strerror(r));
+	for (size_t i = 0; !r && i < ARRAY_SIZE(runs) + NR_WORKERS; i++) {
+		r = pthread_create(&threads[*nr], NULL,
+				   i < ARRAY_SIZE(runs) ? runs[i] : worker_run, s);
+		*nr += !r;
 	}
-	return 0;
+	return r ? error_set(err, -r, "start a thread: %s", strerror(r)) : 0;
 }
 
 /* Everything that was accepted is finished and answered; what ZeroMQ has is its own. */
@@ -535,9 +595,10 @@ static void drain(struct data_server *s)
 {
 	pthread_mutex_lock(&s->lock);
 	s->draining = true;
+	pthread_cond_broadcast(&s->repair_cond);
 	pthread_cond_broadcast(&s->work_cond);
-	while (s->unfinished) {
-		while (!s->done.first)
+	while (s->unfinished || s->repairing) {
+		while (!s->done.first && (s->unfinished || s->repairing))
 			pthread_cond_wait(&s->done_cond, &s->lock);
 		pthread_mutex_unlock(&s->lock);
 		finish_done(s);
@@ -551,25 +612,20 @@ static void drain(struct data_server *s)
 
 int data_server_run(struct data_server *s, struct error *err)
 {
-	unsigned int workers = 0;
+	pthread_t threads[NR_WORKERS + 3];
+	unsigned int nr = 0;
 	int r = join_start(s, err);
 
 	if (r)
 		return r;
 	s->stopping = s->draining = false;
-	r = pthread_create(&s->writer, NULL, writer_run, s);
-	if (r) {
-		join_end(s);
-		return error_set(err, -r, "start a thread: %s", strerror(r));
-	}
-	r = start_workers(s, &workers, err);
+	r = start_threads(s, threads, &nr, err);
 	if (!r)
 		r = net_server_run(s->server, err);
 	join_end(s);
 	drain(s);
-	for (unsigned int i = 0; i < workers; i++)
-		pthread_join(s->workers[i], NULL);
-	pthread_join(s->writer, NULL);
+	while (nr)
+		pthread_join(threads[--nr], NULL);
 	return r;
 }
 
@@ -587,12 +643,17 @@ void data_server_close(struct data_server *s)
 	topology_put(s->topology);
 	redirect_free(s->redirect);
 	bstore_close(s->store);
+	topology_put(s->newest);
+	topology_put(s->known);
 	if (s->done_fd >= 0)
 		close(s->done_fd);
+	if (s->forward_fd >= 0)
+		close(s->forward_fd);
 	pthread_mutex_destroy(&s->lock);
 	pthread_cond_destroy(&s->work_cond);
 	pthread_cond_destroy(&s->write_cond);
 	pthread_cond_destroy(&s->done_cond);
+	pthread_cond_destroy(&s->repair_cond);
 	free(s->meta);
 	free(s->endpoint);
 	free(s->host);

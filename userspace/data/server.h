@@ -17,6 +17,9 @@ struct data_options {
 	uint64_t reserve;     /* bytes of the disk that stay free: ENOSPC before */
 	uint64_t capacity;    /* bytes at most, 0: the disk's */
 	uint64_t cache_bytes; /* of hot blocks in memory, 0: 64 MiB */
+	uint64_t repair_rate; /* bytes a second copied from other replicas, 0: 100 MiB */
+	uint64_t scrub_rate;  /* bytes a second read to find damage, 0: none */
+	uint64_t scrub_every_s; /* from the start of one scrub to the next, 0: a week */
 };
 
 struct data_server;

@@ -27,6 +27,7 @@ struct get_item {
 };
 
 struct get_batch {
+	LIST_ENTRY(get_batch) link; /* of its server's */
 	struct cluster *c;
 	struct server *s;
 	size_t count;
@@ -55,10 +56,24 @@ static uint64_t rank(const struct fp *fp, const struct server *s)
 	return h ^ h >> 32;
 }
 
-static bool better(const struct fp *fp, const struct server *a, const struct server *b)
+/* A current replica before a stale one, one that answers before one that does not. */
+static unsigned int fitness(struct cluster *c, const struct fp *fp, unsigned int place)
 {
-	if (a->state != b->state)
-		return a->state < b->state;
+	const struct server *s = c->map[fp_shard(fp) * c->map_replicas + place];
+
+	return 4 * !cluster_server_is_up(s) + 2 * s->lost +
+	       cluster_place_is_stale(c, fp_shard(fp), place);
+}
+
+static bool better(struct cluster *c, const struct fp *fp, unsigned int place_a,
+		   unsigned int place_b)
+{
+	const struct server *a = c->map[fp_shard(fp) * c->map_replicas + place_a];
+	const struct server *b = c->map[fp_shard(fp) * c->map_replicas + place_b];
+	unsigned int fit_a = fitness(c, fp, place_a), fit_b = fitness(c, fp, place_b);
+
+	if (fit_a != fit_b)
+		return fit_a < fit_b;
 	if (a->nr_gets > 2 * b->nr_gets + 64)
 		return false;
 	if (b->nr_gets > 2 * a->nr_gets + 64)
@@ -75,7 +90,7 @@ static struct server *pick(struct cluster *c, struct get_item *it)
 
 		if (!s || it->tried & 1 << i)
 			continue;
-		if (!best || better(&it->fp, s, best)) {
+		if (!best || better(c, &it->fp, i, it->asked)) {
 			best = s;
 			it->asked = i;
 		}
@@ -164,6 +179,7 @@ static void get_accept(struct cluster *c, struct server *s, struct get_item *it,
 		 fp_to_hex(&it->fp, hex), r ? "in a form that cannot be decoded" :
 		 "with content that does not match its fingerprint");
 	it->bad = true;
+	cluster_report(c, s, "a block that does not match its fingerprint");
 	get_queue(c, it);
 }
 
@@ -199,6 +215,18 @@ static void batch_retry(struct get_batch *b, bool silent)
 	}
 }
 
+/* The shard is not there: by the newer of the two maps, which may be ours. */
+static void get_stale(struct get_batch *b, const Vmdedup__Reply *h)
+{
+	const Vmdedup__MapReply *map = h->body_case == VMDEDUP__REPLY__BODY_MAP ? h->map : NULL;
+	bool ours = !map || map->version <= b->c->map_version;
+
+	cluster_map_apply(b->c, map);
+	for (size_t i = 0; i < b->count && !ours; i++)
+		b->items[i]->tried = 0;
+	batch_retry(b, ours);
+}
+
 static void batch_answered(void *arg, int r, struct net_reply *reply)
 {
 	struct get_batch *b = arg;
@@ -208,19 +236,20 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 
 	c->progress++;
 	b->s->gets_inflight--;
+	LIST_REMOVE(b, link);
 	for (size_t i = 0; i < b->count; i++)
 		b->items[i]->tried |= 1 << b->items[i]->asked;
 	if (r) {
+		if (r == -ETIMEDOUT && b->count)
+			cluster_report(c, b->s, "no answer to a GET");
 		batch_retry(b, true);
 		goto free_batch;
 	}
 	b->s->last_answer_ns = clock_mono_ns();
+	if (!b->count) /* abandoned */
+		goto free_batch;
 	if (reply->header->error == ESTALE) {
-		for (size_t i = 0; i < b->count; i++)
-			b->items[i]->tried = 0;
-		if (reply->header->body_case == VMDEDUP__REPLY__BODY_MAP)
-			cluster_map_apply(c, reply->header->map);
-		batch_retry(b, false);
+			get_stale(b, reply->header);
 		goto free_batch;
 	}
 	get = reply->header->body_case == VMDEDUP__REPLY__BODY_GET ? reply->header->get : NULL;
@@ -301,6 +330,7 @@ static void batch_send(struct cluster *c, struct server *s, size_t max)
 	req.body_case = VMDEDUP__REQUEST__BODY_GET;
 	req.get = &get;
 	s->gets_inflight++;
+	LIST_INSERT_HEAD(&s->batches, b, link);
 	if (client)
 		r = net_client_submit(client, &req, NULL, 0, batch_attempt_ms(b), batch_answered, b);
 	if (r)
@@ -337,6 +367,30 @@ void cluster_gets_requeue(struct cluster *c)
 			TAILQ_INSERT_TAIL(&all, it, link);
 		}
 	}
+	while ((it = TAILQ_FIRST(&all))) {
+		TAILQ_REMOVE(&all, it, link);
+		get_queue(c, it);
+	}
+}
+
+void cluster_gets_abandon(struct cluster *c, struct server *s)
+{
+	struct get_list all = TAILQ_HEAD_INITIALIZER(all);
+	struct get_batch *b;
+	struct get_item *it;
+
+	if (c->closing)
+		return;
+	LIST_FOREACH(b, &s->batches, link) {
+		for (size_t i = 0; i < b->count; i++) {
+			b->items[i]->tried |= 1 << b->items[i]->asked;
+			b->items[i]->silent = true;
+			TAILQ_INSERT_TAIL(&all, b->items[i], link);
+		}
+		b->count = 0;
+	}
+	TAILQ_CONCAT(&all, &s->gets, link);
+	s->nr_gets = 0;
 	while ((it = TAILQ_FIRST(&all))) {
 		TAILQ_REMOVE(&all, it, link);
 		get_queue(c, it);

@@ -428,6 +428,8 @@ size_t cluster_fds(struct cluster *c, int *fds, size_t max)
 	return n;
 }
 
+#define WATCH_MS 200 /* how soon a broken connection is reported again */
+
 static int sooner(int a, int b)
 {
 	if (a < 0)
@@ -443,6 +445,9 @@ int cluster_next_timeout_ms(struct cluster *c)
 
 	while ((client = client_at(c, &at)))
 		ms = sooner(ms, net_client_next_timeout_ms(client));
+	for (size_t i = 0; i < c->nr_servers; i++)
+		if (c->servers[i]->waits_ns)
+			ms = sooner(ms, WATCH_MS);
 	if (c->map_wanted && !c->map_asked) {
 		uint64_t now = clock_mono_ns();
 
@@ -466,6 +471,7 @@ static void run_clients(struct cluster *c)
 
 	while ((client = client_at(c, &at)))
 		net_client_run(client, 0);
+	cluster_servers_watch(c);
 }
 
 int cluster_run(struct cluster *c, int max_ms)

@@ -49,6 +49,14 @@ int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_fram
 int cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
 		   size_t nr_frames, int timeout_ms, struct net_reply *reply, struct error *err);
 
+/* The map, fresh from the meta server, and @req to each of its data servers, one after the other.
+ * @visit gets r and, when it is 0, the answer; -ENOTCONN: down or out, and not asked. A map without
+ * data servers is visited once, with server NULL. */
+int cluster_servers_ask(struct cluster *c, Vmdedup__Request *req, int timeout_ms,
+			void (*visit)(void *arg, const Vmdedup__MapReply *map,
+				      const Vmdedup__Server *server, int r,
+				      const Vmdedup__Reply *reply),
+			void *arg, struct error *err);
 /* The data servers of the shard map, one after the other: DATA_STAT of each. @visit gets r and,
  * when it is 0, the answer. */
 int cluster_data_stat(struct cluster *c, int timeout_ms,
@@ -136,6 +144,7 @@ struct cluster_gc_stats {
 	uint64_t dying_nodes;	 /* that still wait */
 	uint64_t dead_blocks;	 /* that nothing named when it began */
 	uint64_t deleted_blocks; /* of them gone from all data servers */
+	uint64_t left_blocks;	 /* that wait for a data server that is not there */
 	uint64_t deleted_copies;
 	uint64_t kept_copies;	 /* in use again meanwhile */
 	uint64_t listed_copies;	 /* looked at by a full collection */

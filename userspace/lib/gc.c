@@ -15,6 +15,8 @@ struct collection {
 	struct cluster_gc_stats *stats;
 	uint32_t *domains;
 	size_t nr_domains;
+	bool *silent; /* data servers, by their index, that did not answer */
+	size_t nr_silent;
 };
 
 static int unexpected(struct error *err)
@@ -123,22 +125,57 @@ static int forget(struct collection *g, uint32_t shard, uint32_t domain, Protobu
 	return r;
 }
 
+/* A server that is not there, or that did not answer once, is not waited for again. */
+static bool is_skipped(const struct collection *g, const struct server *s)
+{
+	return !cluster_server_is_up(s) || (s->index < g->nr_silent && g->silent[s->index]);
+}
+
+static bool skip(struct collection *g, const struct server *s, int r)
+{
+	if (r != -ETIMEDOUT && r != -ENOTCONN && r != -EAGAIN)
+		return false;
+	if (s->index >= g->nr_silent) {
+		bool *grown = realloc(g->silent, g->c->nr_servers * sizeof(*grown));
+
+		if (!grown)
+			return false;
+		memset(grown + g->nr_silent, 0, g->c->nr_servers - g->nr_silent);
+		g->silent = grown;
+		g->nr_silent = g->c->nr_servers;
+	}
+	g->silent[s->index] = true;
+	return true;
+}
+
 /* One page of what is condemned. The copies go on every replica before the row does; if one
  * replica cannot be reached the row stays for the next time. */
 static int delete_page(struct collection *g, uint32_t shard, uint32_t domain,
 		       const Vmdedup__GcListReply *list, struct error *err)
 {
 	size_t n = list->fingerprints.len / FP_SIZE;
+	bool everywhere = true;
 	int r = 0;
 
 	for (unsigned int i = 0; !r && i < g->c->map_replicas; i++) {
 		struct server *s = g->c->map[shard * g->c->map_replicas + i];
 
-		if (s)
-			r = delete_at(g, s, shard, domain, list, err);
+		if (!s)
+			continue;
+		r = is_skipped(g, s) ? -ENOTCONN :
+		    delete_at(g, s, shard, domain, list, err);
+		if (r && (is_skipped(g, s) || skip(g, s, r))) {
+			everywhere = false;
+			r = 0;
+		}
 	}
-	if (!r)
-		r = forget(g, shard, domain, list->fingerprints, err);
+	if (r)
+		return r;
+	if (!everywhere) {
+		g->stats->left_blocks += n;
+		return 0;
+	}
+	r = forget(g, shard, domain, list->fingerprints, err);
 	if (!r)
 		g->stats->deleted_blocks += n;
 	return r;
@@ -149,6 +186,7 @@ static int delete_condemned(struct collection *g, uint32_t shard, uint32_t domai
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__GcList ask = VMDEDUP__GC_LIST__INIT;
+	uint8_t after[FP_SIZE];
 	struct net_reply reply;
 	bool more = true;
 	int r = 0;
@@ -158,14 +196,20 @@ static int delete_condemned(struct collection *g, uint32_t shard, uint32_t domai
 	req.body_case = VMDEDUP__REQUEST__BODY_GC_LIST;
 	req.gc_list = &ask;
 	while (!r && more) {
+		const ProtobufCBinaryData *fps;
+
 		r = cluster_call(g->c, &req, NULL, 0, GC_CALL_MS, &reply, err);
-		if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_GC_LIST)
+		if (!r && (reply.header->body_case != VMDEDUP__REPLY__BODY_GC_LIST ||
+			   reply.header->gc_list->fingerprints.len % FP_SIZE))
 			r = unexpected(err);
 		if (!r) {
-			/* What is forgotten is not listed again: no cursor is needed. */
-			more = reply.header->gc_list->more;
-			if (reply.header->gc_list->fingerprints.len)
+			fps = &reply.header->gc_list->fingerprints;
+			more = reply.header->gc_list->more && fps->len;
+			if (fps->len) {
+				memcpy(after, fps->data + fps->len - FP_SIZE, FP_SIZE);
+				ask.after = (ProtobufCBinaryData){ FP_SIZE, after };
 				r = delete_page(g, shard, domain, reply.header->gc_list, err);
+			}
 		}
 		net_reply_free(&reply);
 	}
@@ -282,8 +326,11 @@ static int sweep_shard(struct collection *g, uint32_t shard, uint32_t domain, st
 	for (unsigned int i = 0; !r && i < g->c->map_replicas; i++) {
 		struct server *s = g->c->map[shard * g->c->map_replicas + i];
 
-		if (s)
-			r = sweep(g, s, shard, domain, err);
+		if (!s || is_skipped(g, s))
+			continue;
+		r = sweep(g, s, shard, domain, err);
+		if (r && skip(g, s, r))
+			r = 0;
 	}
 	return r;
 }
@@ -314,5 +361,6 @@ int cluster_gc(struct cluster *c, bool full, uint64_t push_idle_s, bool (*stoppe
 		}
 	}
 	free(g.domains);
+	free(g.silent);
 	return r;
 }

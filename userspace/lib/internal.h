@@ -27,7 +27,7 @@
 #define OWN_DATA	 "inproc://vmdedup-data"
 
 #define MAX_METAS	 8
-#define MAX_REPLICAS	 4
+#define MAX_PLACES	 PROTO_MAX_PLACES
 #define MAX_SERVERS	 1024
 /*
  * An unanswered request is sent again after this, and then after twice as long each time: a server
@@ -59,8 +59,17 @@ struct server {
 	TAILQ_HEAD(, get_item) gets;
 	size_t nr_gets;
 	unsigned int gets_inflight; /* messages */
+	LIST_HEAD(, get_batch) batches; /* these messages */
+	/* a connection that is gone while something waits for it */
+	bool lost;
+	uint64_t waits_ns; /* since when; 0: it is there, or nothing waits */
+	uint64_t reported_ns;
 };
-#define SERVER_GONE 100
+#define REPORT_EVERY_MS	    500
+#define CONNECT_PATIENCE_MS 500
+#define SERVER_IS_DOWN 2
+#define SERVER_IS_OUT  4
+#define SERVER_GONE    100
 
 struct node_slot {
 	struct fp hash; /* all zero: empty */
@@ -100,8 +109,9 @@ struct cluster {
 	TAILQ_HEAD(, mutation) mutations; /* the first is on its way */
 
 	uint64_t map_version; /* 0: none yet */
-	unsigned int map_replicas;
-	struct server *map[NR_SHARDS * MAX_REPLICAS];
+	unsigned int map_replicas; /* places of a shard in it */
+	struct server *map[NR_SHARDS * MAX_PLACES];
+	uint8_t map_states[NR_SHARDS * MAX_PLACES]; /* as the map has them */
 	struct server **servers;
 	size_t nr_servers;
 	bool map_asked;	     /* a MAP_GET is under way */
@@ -143,14 +153,31 @@ void cluster_map_want(struct cluster *c);
 void cluster_map_flush(struct cluster *c);
 struct net_client *cluster_server_client(struct cluster *c, struct server *s);
 void cluster_map_free(struct cluster *c);
+/* The replica of place @i of the shard does not have all blocks (yet). */
+static inline bool cluster_place_is_stale(const struct cluster *c, uint32_t shard, unsigned int i)
+{
+	return c->map_states[shard * c->map_replicas + i] == 1;
+}
+/* The server is there, or no one has noticed yet that it is not. */
+static inline bool cluster_server_is_up(const struct server *s)
+{
+	return s->state != SERVER_IS_DOWN && s->state != SERVER_IS_OUT && s->state != SERVER_GONE;
+}
+/* Tells the meta servers that @s was found wanting, so that it is looked at; not too often. */
+void cluster_report(struct cluster *c, struct server *s, const char *what);
+/* Looks for servers whose connection broke. */
+void cluster_servers_watch(struct cluster *c);
 
 /* blocks.c */
 void cluster_gets_flush(struct cluster *c);
 void cluster_gets_requeue(struct cluster *c);
 void cluster_gets_cancel(struct cluster *c);
+/* What is on its way to @s, or waits for it, is asked of others; a late answer counts for nothing. */
+void cluster_gets_abandon(struct cluster *c, struct server *s);
 
 /* push.c */
 void cluster_pushes_flush(struct cluster *c);
 void cluster_pushes_requeue(struct cluster *c);
+void cluster_pushes_abandon(struct cluster *c, struct server *s); /* likewise */
 
 #endif

@@ -37,6 +37,7 @@ static struct server *server_add(struct cluster *c, const Vmdedup__Server *s)
 	if (new->has_key)
 		memcpy(new->key, s->curve_key.data, sizeof(new->key));
 	TAILQ_INIT(&new->gets);
+	LIST_INIT(&new->batches);
 	c->servers[c->nr_servers++] = new;
 	return new;
 }
@@ -62,7 +63,8 @@ void cluster_map_apply(struct cluster *c, const Vmdedup__MapReply *m)
 {
 	if (!m || m->version <= c->map_version)
 		return;
-	if (m->replicas > MAX_REPLICAS || m->n_shard_servers != (size_t)m->replicas * NR_SHARDS) {
+	if (m->replicas > MAX_PLACES || m->n_shard_servers != (size_t)m->replicas * NR_SHARDS ||
+	    (m->shard_states.len && m->shard_states.len != m->n_shard_servers)) {
 		log_warn("a shard map with %u replicas and %zu entries is ignored", m->replicas,
 			 m->n_shard_servers);
 		return;
@@ -79,9 +81,17 @@ void cluster_map_apply(struct cluster *c, const Vmdedup__MapReply *m)
 	}
 	c->map_version = m->version;
 	c->map_replicas = m->replicas;
-	for (size_t i = 0; i < m->n_shard_servers; i++)
+	for (size_t i = 0; i < m->n_shard_servers; i++) {
 		c->map[i] = server_by_id(c, m->shard_servers[i]);
+		c->map_states[i] = m->shard_states.len ? m->shard_states.data[i] : 0;
+	}
 	c->map_wanted = false;
+	for (size_t i = 0; i < c->nr_servers; i++) {
+		if (cluster_server_is_up(c->servers[i]))
+			continue;
+		cluster_gets_abandon(c, c->servers[i]);
+		cluster_pushes_abandon(c, c->servers[i]);
+	}
 	cluster_gets_requeue(c);
 	cluster_pushes_requeue(c);
 }
@@ -158,6 +168,62 @@ struct net_client *cluster_server_client(struct cluster *c, struct server *s)
 	return s->client;
 }
 
+/* ---- servers that do not answer ---- */
+
+static void reported(void *arg, int r, struct net_reply *reply)
+{
+	if (reply)
+		net_reply_free(reply);
+}
+
+void cluster_report(struct cluster *c, struct server *s, const char *what)
+{
+	Vmdedup__ServerReport report = VMDEDUP__SERVER_REPORT__INIT;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	uint64_t now = clock_mono_ns();
+
+	if (s->reported_ns && now - s->reported_ns < REPORT_EVERY_MS * NS_PER_MS)
+		return;
+	s->reported_ns = now;
+	report.server = s->id;
+	report.what = (char *)what;
+	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_REPORT;
+	req.server_report = &report;
+	/* Only the governor acts upon it, and only it knows that it is. */
+	for (size_t i = 0; i < c->nr_metas; i++)
+		if (c->metas[i].client)
+			net_client_submit(c->metas[i].client, &req, NULL, 0, META_ATTEMPT_MS,
+					  reported, c);
+	cluster_map_want(c);
+}
+
+void cluster_servers_watch(struct cluster *c)
+{
+	uint64_t now = clock_mono_ns();
+
+	for (size_t i = 0; i < c->nr_servers; i++) {
+		struct server *s = c->servers[i];
+		bool lost = s->client && net_client_pending(s->client) &&
+			    !net_client_is_connected(s->client);
+
+		if (!lost) {
+			s->lost = false;
+			s->waits_ns = 0;
+			continue;
+		}
+		/* The first connection takes a moment. */
+		if (!s->waits_ns)
+			s->waits_ns = now;
+		if (!s->last_answer_ns && now - s->waits_ns < CONNECT_PATIENCE_MS * NS_PER_MS)
+			continue;
+		if (!s->lost)
+			cluster_gets_abandon(c, s);
+		s->lost = true;
+		if (!c->closing)
+			cluster_report(c, s, "the connection broke");
+	}
+}
+
 void cluster_map_free(struct cluster *c)
 {
 	for (size_t i = 0; i < c->nr_servers; i++) {
@@ -168,41 +234,77 @@ void cluster_map_free(struct cluster *c)
 	free(c->servers);
 }
 
-int cluster_data_stat(struct cluster *c, int timeout_ms,
-		      void (*visit)(void *arg, const Vmdedup__Server *server, int r,
-				    const Vmdedup__DataStatReply *stat),
-		      void *arg, struct error *err)
+int cluster_servers_ask(struct cluster *c, Vmdedup__Request *req, int timeout_ms,
+			void (*visit)(void *arg, const Vmdedup__MapReply *map,
+				      const Vmdedup__Server *server, int r,
+				      const Vmdedup__Reply *reply),
+			void *arg, struct error *err)
 {
-	Vmdedup__Request ask = VMDEDUP__REQUEST__INIT, req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Request ask = VMDEDUP__REQUEST__INIT;
 	Vmdedup__MapGet get = VMDEDUP__MAP_GET__INIT;
-	Vmdedup__DataStat stat = VMDEDUP__DATA_STAT__INIT;
+	const Vmdedup__MapReply *m;
 	struct net_reply map;
 	int r;
 
 	/* From the meta server afresh: space and state of the servers are as of now. */
 	ask.body_case = VMDEDUP__REQUEST__BODY_MAP_GET;
 	ask.map_get = &get;
-	req.body_case = VMDEDUP__REQUEST__BODY_DATA_STAT;
-	req.data_stat = &stat;
 	r = cluster_call(c, &ask, NULL, 0, timeout_ms, &map, err);
-	if (r || map.header->body_case != VMDEDUP__REPLY__BODY_MAP)
+	if (!r && map.header->body_case != VMDEDUP__REPLY__BODY_MAP)
+		r = error_set(err, -EPROTO, "the meta server answered with something else");
+	if (r)
 		goto free_map;
-	cluster_map_apply(c, map.header->map);
-	for (size_t i = 0; i < map.header->map->n_servers; i++) {
-		const Vmdedup__Server *server = map.header->map->servers[i];
-		struct server *s = server_known(c, server);
-		struct net_client *client = s ? cluster_server_client(c, s) : NULL;
+	m = map.header->map;
+	cluster_map_apply(c, m);
+	for (size_t i = 0; i < m->n_servers; i++) {
+		struct server *s = server_known(c, m->servers[i]);
+		struct net_client *client = NULL;
 		struct net_reply reply = { 0 };
 		int sr = -ENOTCONN;
 
+		if (s && m->servers[i]->state != SERVER_IS_DOWN &&
+		    m->servers[i]->state != SERVER_IS_OUT)
+			client = cluster_server_client(c, s);
 		if (client)
-			sr = net_call(client, &req, NULL, 0, timeout_ms, &reply, NULL);
-		if (!sr && reply.header->body_case != VMDEDUP__REPLY__BODY_DATA_STAT)
-			sr = -EPROTO;
-		visit(arg, server, sr, sr ? NULL : reply.header->data_stat);
+			sr = net_call(client, req, NULL, 0, timeout_ms, &reply, NULL);
+		visit(arg, m, m->servers[i], sr, sr ? NULL : reply.header);
 		net_reply_free(&reply);
 	}
+	if (!m->n_servers)
+		visit(arg, m, NULL, 0, NULL);
 free_map:
 	net_reply_free(&map);
 	return r;
+}
+
+struct stat_visit {
+	void (*visit)(void *arg, const Vmdedup__Server *server, int r,
+		      const Vmdedup__DataStatReply *stat);
+	void *arg;
+};
+
+static void stat_visit(void *arg, const Vmdedup__MapReply *map, const Vmdedup__Server *server,
+		       int r, const Vmdedup__Reply *reply)
+{
+	struct stat_visit *v = arg;
+
+	if (!server)
+		return;
+	if (!r && reply->body_case != VMDEDUP__REPLY__BODY_DATA_STAT)
+		r = -EPROTO;
+	v->visit(v->arg, server, r, r ? NULL : reply->data_stat);
+}
+
+int cluster_data_stat(struct cluster *c, int timeout_ms,
+		      void (*visit)(void *arg, const Vmdedup__Server *server, int r,
+				    const Vmdedup__DataStatReply *stat),
+		      void *arg, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__DataStat stat = VMDEDUP__DATA_STAT__INIT;
+	struct stat_visit v = { visit, arg };
+
+	req.body_case = VMDEDUP__REQUEST__BODY_DATA_STAT;
+	req.data_stat = &stat;
+	return cluster_servers_ask(c, &req, timeout_ms, stat_visit, &v, err);
 }

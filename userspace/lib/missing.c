@@ -19,8 +19,8 @@ struct search {
 	struct cluster *c;
 	struct cluster_missing *out;
 	uint32_t shard, domain;
-	struct found at[MAX_REPLICAS];
-	bool answers[MAX_REPLICAS];
+	struct found at[MAX_PLACES];
+	bool answers[MAX_PLACES];
 	unsigned int nr_servers; /* that the map gives the shard */
 };
 
@@ -90,7 +90,7 @@ static void look_for(struct search *s, const struct fp *fp)
 {
 	unsigned int copies = 0, i;
 
-	for (i = 0; i < MAX_REPLICAS; i++)
+	for (i = 0; i < MAX_PLACES; i++)
 		copies += s->answers[i] &&
 			  bsearch(fp, s->at[i].fps, s->at[i].nr, FP_SIZE, fp_order) != NULL;
 	s->out->blocks++;
@@ -137,7 +137,7 @@ static int search_shard(struct search *s, struct error *err)
 	int r;
 
 	s->nr_servers = 0;
-	for (unsigned int i = 0; i < MAX_REPLICAS; i++) {
+	for (unsigned int i = 0; i < MAX_PLACES; i++) {
 		struct server *server = i < s->c->map_replicas ?
 					s->c->map[s->shard * s->c->map_replicas + i] : NULL;
 
@@ -168,7 +168,7 @@ int cluster_find_missing(struct cluster *c, bool (*stopped)(void *arg), void *ar
 		else
 			r = search_shard(&s, err);
 	}
-	for (unsigned int i = 0; i < MAX_REPLICAS; i++)
+	for (unsigned int i = 0; i < MAX_PLACES; i++)
 		free(s.at[i].fps);
 	return r;
 }

@@ -5,6 +5,7 @@
  * server. Messages are as large as what has gathered while a few others were on their way.
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <string.h>
 #include "base/log.h"
@@ -17,6 +18,7 @@
 #define PUT_ENOUGH	 (1U << 20) /* bytes; likewise */
 
 struct push_batch {
+	LIST_ENTRY(push_batch) link; /* of the push */
 	struct cluster_push *p;
 	struct server *s;
 	bool put;
@@ -241,16 +243,25 @@ static int servers_grow(struct cluster_push *p)
 	return 0;
 }
 
-/* The first replica that is not known to be down; it forwards to the others. */
+/* The first replica that is current and not known to be down; it forwards to the others. */
 static struct server *home_of(struct cluster *c, const struct fp *fp)
 {
 	struct server *first = NULL;
+	unsigned int best = UINT_MAX;
 
 	for (unsigned int i = 0; i < c->map_replicas; i++) {
-		struct server *s = c->map[fp_shard(fp) * c->map_replicas + i];
+		size_t at = fp_shard(fp) * c->map_replicas + i;
+		struct server *s = c->map[at];
+		unsigned int rank;
 
-		if (s && (!first || s->state < first->state))
-			first = s;
+		if (!s)
+			continue;
+		/* 0 current, 2 leaving, 1 stale */
+		rank = 4 * !cluster_server_is_up(s) + (3 - c->map_states[at]) % 3;
+		if (rank >= best)
+			continue;
+		first = s;
+		best = rank;
 	}
 	return first;
 }
@@ -310,6 +321,24 @@ void cluster_pushes_requeue(struct cluster *c)
 
 	TAILQ_FOREACH(p, &c->pushes, link)
 		push_requeue(p);
+}
+
+void cluster_pushes_abandon(struct cluster *c, struct server *s)
+{
+	struct cluster_push *p;
+	struct push_batch *b;
+
+	TAILQ_FOREACH(p, &c->pushes, link) {
+		LIST_FOREACH(b, &p->batches, link) {
+			if (b->s != s || p->err.code)
+				continue;
+			for (size_t i = 0; i < b->count; i++) {
+				b->blocks[i]->state = b->put ? BLOCK_PUT : BLOCK_TOUCH;
+				TAILQ_INSERT_TAIL(&p->homeless, b->blocks[i], queue);
+			}
+			b->count = 0;
+		}
+	}
 }
 
 /* ---- answers ---- */
@@ -448,14 +477,19 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 	int error = r ? 0 : reply->header->error;
 
 	p->c->progress++;
+	LIST_REMOVE(b, link);
 	*(b->put ? &ps->puts : &ps->touches) -= 1;
+	if (r == -ETIMEDOUT && b->count)
+		cluster_report(p->c, b->s, "no answer to a PUT or TOUCH");
 	if (!r)
 		b->s->last_answer_ns = clock_mono_ns();
 	if (p->freed && !p->err.code)
 		cluster_push_fail(p, -ECANCELED, "the push was given up");
 	if (p->c->closing && !p->err.code)
 		cluster_push_fail(p, -ECANCELED, "the cluster was closed");
-	if (r || error == EAGAIN || error == EBUSY) {
+	if (!b->count) {
+		/* Abandoned: its blocks went to another replica, whose receipts count. */
+	} else if (r || error == EAGAIN || error == EBUSY) {
 		batch_again(b, true);
 	} else if (error == ESTALE) {
 		if (reply->header->body_case == VMDEDUP__REPLY__BODY_MAP)
@@ -525,6 +559,7 @@ static struct push_batch *batch_take(struct cluster_push *p, struct server *s, b
 	}
 	*(put ? &ps->puts : &ps->touches) += 1;
 	p->refs++;
+	LIST_INSERT_HEAD(&p->batches, b, link);
 	return b;
 }
 
@@ -830,6 +865,7 @@ static struct cluster_push *push_new(struct cluster *c)
 	TAILQ_INIT(&p->homeless);
 	TAILQ_INIT(&p->nodes);
 	TAILQ_INIT(&p->held);
+	LIST_INIT(&p->batches);
 	TAILQ_INSERT_TAIL(&c->pushes, p, link);
 	return p;
 }

@@ -92,6 +92,7 @@ struct cluster_push {
 	struct push_server *servers; /* as many as the cluster knew last */
 	size_t nr_servers;
 	struct block_queue homeless;
+	LIST_HEAD(, push_batch) batches; /* messages on their way */
 	struct fp *set; /* open addressing; all zero: free */
 	size_t set_size, set_used;
 	ZSTD_CCtx *cctx;

@@ -65,6 +65,8 @@ int cluster_info(struct meta_call *c)
 	reply->min_copies = p->min_copies;
 	reply->replicas = p->replicas;
 	reply->map_version = p->map_version;
+	reply->out_after_s = p->out_after_s;
+	reply->governed = c->m->governs;
 	reply->name = arena_strdup(c->arena, p->name);
 	if (!reply->name)
 		return call_nomem(c);

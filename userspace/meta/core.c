@@ -3,6 +3,7 @@
 #include "meta/core.h"
 #include "meta/check.h"
 #include "meta/members.h"
+#include "meta/membership.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -57,6 +58,12 @@ static const struct verb verbs[] = {
 	VERB(PEER_ANNOUNCE, VERB_REPEAT, peers_announce),
 	VERB(TRACE_GET, VERB_READ, trace_get),
 	VERB(TRACE_PUT, VERB_REPEAT, trace_put),
+	VERB(SERVER_REPORT, VERB_LOOK, membership_report),
+	VERB(SERVER_SET, VERB_MUTATION, membership_server_set),
+	VERB(CLUSTER_SET, VERB_MUTATION, membership_cluster_set),
+	VERB(RECONCILE_BEGIN, VERB_REPEAT, reconcile_begin),
+	VERB(RECONCILE_END, VERB_REPEAT, reconcile_end),
+	VERB(SHARD_DROP, VERB_READ, reconcile_drop),
 };
 
 int call_error(struct meta_call *c, int code, const char *fmt, ...)
@@ -154,8 +161,8 @@ static int load_params(struct meta *m, struct error *err)
 
 	r = store_query(m->store, err, &rows,
 			"SELECT uuid, name, algorithm, block_shift, replicas, min_copies, "
-			"receipt_key, map_version, age_s, members_version, history, deletion FROM "
-			"cluster");
+			"receipt_key, map_version, age_s, members_version, history, deletion, "
+			"out_after_s FROM cluster");
 	if (!r)
 		r = rows_next(&rows, err);
 	if (r <= 0)
@@ -174,6 +181,7 @@ static int load_params(struct meta *m, struct error *err)
 	p->age_s = (uint64_t)rows_int(&rows, 8);
 	p->members_version = (uint64_t)rows_int(&rows, 9);
 	p->deletion_suspended = rows_int(&rows, 11) != 0;
+	p->out_after_s = (uint32_t)rows_int(&rows, 12);
 	if (p->block_shift < BLOCK_SHIFT_MIN || p->block_shift > BLOCK_SHIFT_MAX ||
 	    p->replicas < 1 || p->replicas > 4 || p->min_copies < 1 || p->min_copies > p->replicas)
 		return store_fail(

@@ -27,7 +27,7 @@ enum server_state {
 	SERVER_UP = 0, SERVER_SUSPECT = 1, SERVER_DOWN = 2, SERVER_DRAINING = 3,
 	SERVER_OUT = 4, SERVER_STALE = 5,
 };
-enum replica_state { REPLICA_CURRENT = 0, REPLICA_STALE = 1 };
+enum replica_state { REPLICA_CURRENT = 0, REPLICA_STALE = 1, REPLICA_LEAVING = 2 };
 enum lease_state { LEASE_ACTIVE = 0, LEASE_BROKEN = 1 };
 enum push_state { PUSH_OPEN = 0, PUSH_OVER = 1 };
 
@@ -55,6 +55,7 @@ struct meta_params {
 	uint64_t map_version;
 	uint64_t members_version;
 	uint64_t age_s;
+	uint32_t out_after_s;
 };
 
 struct meta {
@@ -69,6 +70,9 @@ struct meta {
 	struct meta_totals {
 		int64_t nodes, blocks;
 	} delta; /* what the open transaction changes in `totals` */
+	void (*accused)(void *arg, uint32_t server); /* somebody complains; NULL: nobody listens */
+	void *accused_arg;
+	bool governs; /* this process is the governor */
 };
 
 /* Memory that ends with a batch. alloc zeroes; NULL only when memory is out. */

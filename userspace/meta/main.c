@@ -134,20 +134,24 @@ static int run(const struct options *o, int signals, struct error *err)
 {
 	struct meta_server *s = NULL;
 	struct net_ctx *net = NULL;
+	const char *store;
 	struct config conf;
 	int r;
 
 	r = config_load(&conf, o->conf, err);
 	if (r)
 		return r;
+	store = o->store ? o->store : conf.meta_store;
 	net = net_ctx_new(conf.curve_secret, conf.curve_clients, err);
 	if (net)
-		s = meta_server_open(net, o->store ? o->store : conf.meta_store, err);
+		s = meta_server_open(net, store, err);
 	if (!s) {
 		r = err->code;
 		goto free_net;
 	}
-	r = bind_all(s, o, &conf, err) ?: serve(s, signals, err);
+	r = bind_all(s, o, &conf, err) ?:
+	    meta_server_govern(s, !strncmp(store, "postgres", 8), err) ?:
+	    serve(s, signals, err);
 	meta_server_close(s);
 free_net:
 	if (net)

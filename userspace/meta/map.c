@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Data servers and the shard map. */
 #include "meta/core.h"
-#include "meta/placement.h"
+#include "meta/membership.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
 int map_bump(struct meta *m, bool members, struct error *err)
@@ -89,6 +88,17 @@ static int read_shards(struct meta_call *c, Vmdedup__MapReply *map)
 	return r;
 }
 
+/* As many places as the shard with most replicas has now. */
+static int read_width(struct meta_call *c, unsigned int *width)
+{
+	int64_t n = 0;
+	int r = store_int(call_store(c), &c->err, &n,
+			  "SELECT coalesce(max(replica), 0) + 1 FROM replicas");
+
+	*width = MIN(MAX((unsigned int)n, c->m->params.replicas), (unsigned int)PROTO_MAX_PLACES);
+	return MIN(r, 0);
+}
+
 static int read_replicas(struct meta_call *c, Vmdedup__MapReply *map)
 {
 	struct rows rows CLEANUP_ROWS = { 0 };
@@ -96,18 +106,23 @@ static int read_replicas(struct meta_call *c, Vmdedup__MapReply *map)
 	int r;
 
 	map->shard_servers = call_alloc(c, n * sizeof(*map->shard_servers));
-	if (!map->shard_servers)
+	map->shard_states.data = call_alloc(c, n);
+	if (!map->shard_servers || !map->shard_states.data)
 		return call_nomem(c);
 	map->n_shard_servers = n;
+	map->shard_states.len = n;
 	r = store_query(call_store(c), &c->err, &rows,
-			"SELECT shard, replica, server FROM replicas");
+			"SELECT shard, replica, server, state FROM replicas");
 	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
 		uint64_t shard = (uint64_t)rows_int(&rows, 0);
 		uint64_t replica = (uint64_t)rows_int(&rows, 1);
 
-		if (shard < NR_SHARDS && replica < map->replicas)
+		if (shard < NR_SHARDS && replica < map->replicas) {
 			map->shard_servers[shard * map->replicas + replica] =
 				(uint32_t)rows_int(&rows, 2);
+			map->shard_states.data[shard * map->replicas + replica] =
+				(uint8_t)rows_int(&rows, 3);
+		}
 		r = 0;
 	}
 	return r;
@@ -121,10 +136,13 @@ static int read_map(struct meta_call *c, Vmdedup__MapReply **out)
 		return call_nomem(c);
 	vmdedup__map_reply__init(map);
 	map->version = c->m->params.map_version;
-	map->replicas = c->m->params.replicas;
 	map->deletion_suspended = c->m->params.deletion_suspended;
+	map->wanted = c->m->params.replicas;
+	map->min_copies = c->m->params.min_copies;
 	*out = map;
-	return call_bytes(c, &map->history, c->m->params.history.b, 16) ?: read_servers(c, map) ?: read_shards(c, map) ?: read_replicas(c, map);
+	return call_bytes(c, &map->history, c->m->params.history.b, 16) ?:
+	       read_width(c, &map->replicas) ?: read_servers(c, map) ?: read_shards(c, map) ?:
+	       read_replicas(c, map);
 }
 
 /* All of it, also for who has the newest: it is some kilobytes. */
@@ -133,102 +151,6 @@ int map_get(struct meta_call *c)
 	int r = read_map(c, &c->reply.map);
 
 	c->reply.body_case = VMDEDUP__REPLY__BODY_MAP;
-	return r;
-}
-
-/* ---- placement: rows in, rows out; the choice is placement.c's ---- */
-
-static int load_placement(struct meta *m, struct placement *p, struct error *err)
-{
-	struct rows rows CLEANUP_ROWS = { 0 };
-	int r;
-
-	p->replicas = m->params.replicas;
-	r = store_query(m->store, err, &rows,
-			"SELECT id, capacity, host, rack FROM servers WHERE state IN (0, 1) "
-			"ORDER BY id");
-	while (!r && (r = rows_next(&rows, err)) > 0) {
-		struct placement_server *s = &p->servers[p->nr_servers++];
-
-		s->id = (uint32_t)rows_int(&rows, 0);
-		s->capacity = (uint64_t)rows_int(&rows, 1);
-		snprintf(s->host, sizeof(s->host), "%s", rows_text(&rows, 2));
-		snprintf(s->rack, sizeof(s->rack), "%s", rows_text(&rows, 3));
-		r = p->nr_servers == META_MAX_SERVERS;
-	}
-	if (r < 0)
-		return r;
-	rows_end(&rows);
-	r = store_query(m->store, err, &rows, "SELECT shard, replica, server FROM replicas");
-	while (!r && (r = rows_next(&rows, err)) > 0) {
-		uint64_t shard = (uint64_t)rows_int(&rows, 0);
-		uint64_t replica = (uint64_t)rows_int(&rows, 1);
-
-		if (shard < NR_SHARDS && replica < PLACEMENT_MAX_REPLICAS)
-			p->shards[shard][replica] = (uint32_t)rows_int(&rows, 2);
-		r = 0;
-	}
-	return r;
-}
-
-/* An empty shard costs nothing to move; a replica that joins any other has to reconcile before it
- * counts. */
-static int shard_is_empty(struct meta *m, unsigned int shard, struct error *err)
-{
-	struct fp from = { 0 }, to;
-	int64_t one;
-	int r;
-
-	from.b[0] = (uint8_t)(shard >> 2);
-	from.b[1] = (uint8_t)(shard << 6);
-	memset(to.b, 0xff, sizeof(to.b));
-	to.b[0] = from.b[0];
-	to.b[1] = from.b[1] | 0x3f;
-	r = store_int(
-		m->store, err, &one,
-		"SELECT 1 FROM domains WHERE EXISTS (SELECT 1 FROM blocks WHERE blocks.domain = "
-		"domains.id AND fp >= ?1 AND fp <= ?2)",
-		V_FP(&from), V_FP(&to));
-	return r < 0 ? r : !r;
-}
-
-static int save_place(struct meta *m, const struct placement *p, unsigned int shard,
-		      unsigned int replica, struct error *err)
-{
-	/* The first replica of a shard has nobody to reconcile with. */
-	bool current = !replica || p->empty[shard];
-	int64_t n = store_exec(
-		m->store, err,
-		"INSERT INTO replicas (shard, replica, server, state) VALUES (?1, ?2, ?3, "
-		"?4) ON CONFLICT (shard, replica) DO UPDATE SET server = excluded.server, "
-		"state = excluded.state",
-		V_INT(shard), V_INT(replica), V_INT(p->shards[shard][replica]),
-		V_INT(current ? REPLICA_CURRENT : REPLICA_STALE));
-
-	return n < 0 ? (int)n : 0;
-}
-
-/* Gives a server that is new its places. */
-static int place(struct meta *m, struct error *err)
-{
-	struct placement *p CLEANUP_FREE = calloc(1, sizeof(*p));
-	unsigned int shard, replica;
-	int r;
-
-	if (!p)
-		return error_set(err, -ENOMEM, "the meta server is out of memory");
-	r = load_placement(m, p, err);
-	for (shard = 0; !r && shard < NR_SHARDS; shard++) {
-		r = shard_is_empty(m, shard, err);
-		p->empty[shard] = r > 0;
-		r = MIN(r, 0);
-	}
-	if (r || !placement_fill(p))
-		return r;
-	for (shard = 0; shard < NR_SHARDS; shard++)
-		for (replica = 0; !r && replica < p->replicas; replica++)
-			if (p->changed[shard][replica])
-				r = save_place(m, p, shard, replica, err);
 	return r;
 }
 
@@ -241,6 +163,17 @@ struct known {
 	bool same; /* nothing that the map tells has changed */
 };
 
+/* The disk was last joined by another process than the one that says so. */
+static bool is_other_session(struct rows *rows, int column, const Vmdedup__ServerJoin *req)
+{
+	size_t len;
+	const void *known = rows_blob(rows, column, &len);
+
+	if (len != 16 || req->session.len != 16 || req->last_session.len != 16)
+		return false; /* one of them is of an older version */
+	return memcmp(known, req->session.data, 16) && memcmp(known, req->last_session.data, 16);
+}
+
 static int find_server(struct meta_call *c, const struct uuid *disk, struct known *k)
 {
 	const Vmdedup__ServerJoin *req = c->req->server_join;
@@ -251,7 +184,7 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 
 	r = store_query(
 		call_store(c), &c->err, &rows,
-		"SELECT id, incarnation, state, endpoint, host, rack, curve_key, commits FROM "
+		"SELECT id, incarnation, state, endpoint, host, rack, curve_key, commits, session FROM "
 		"servers WHERE disk = ?1",
 		V_UUID(disk));
 	if (!r)
@@ -262,7 +195,7 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	k->incarnation = (uint64_t)rows_int(&rows, 1);
 	k->state = rows_int(&rows, 2);
 	k->anew = k->incarnation != req->incarnation ||
-		  (uint64_t)rows_int(&rows, 7) > req->commits;
+		  (uint64_t)rows_int(&rows, 7) > req->commits || is_other_session(&rows, 8, req);
 	key = rows_blob(&rows, 6, &len);
 	k->same = !k->anew && k->state == SERVER_UP &&
 		  !strcmp(rows_text(&rows, 3), req->endpoint) &&
@@ -290,18 +223,19 @@ static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
 	n = store_exec(
 		s, &c->err,
 		"INSERT INTO servers (id, disk, incarnation, endpoint, curve_key, capacity, "
-		"free, host, rack, state, joined_s, seen_s, commits) VALUES (?1, ?2, ?3, ?4, "
-		"?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, ?11)",
+		"free, host, rack, state, joined_s, seen_s, commits, session) VALUES (?1, ?2, ?3, "
+		"?4, ?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, ?11, ?12)",
 		V_INT(*id), V_UUID(disk), V_INT(req->incarnation), V_TEXT(req->endpoint),
 		V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
 		V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack), V_INT(now),
-		V_INT(req->commits));
+		V_INT(req->commits), V_BLOB(req->session.data, req->session.len));
 	return n < 0 ? (int)n : 0;
 }
 
 /*
  * A known disk. If its content is not what it was, what it holds of its shards is unknown until
- * they are reconciled, and it counts in no receipt; except where it is the only replica there is.
+ * they are reconciled, and it counts in no receipt; except where it is the only replica that could
+ * be reconciled with: `missed` says that it gives way to the next one that is current.
  */
 static int update_server(struct meta_call *c, const struct known *k)
 {
@@ -309,11 +243,16 @@ static int update_server(struct meta_call *c, const struct known *k)
 	struct store *s = call_store(c);
 	int64_t n;
 
+	n = store_exec(s, &c->err, "UPDATE servers SET session = ?2 WHERE id = ?1", V_INT(k->id),
+		       V_BLOB(req->session.data, req->session.len));
+	if (n < 0)
+		return (int)n;
 	n = store_exec(
 		s, &c->err,
 		"UPDATE servers SET incarnation = ?2, endpoint = ?3, curve_key = ?4, "
 		"capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, commits = ?10, "
-		"state = CASE WHEN state IN (1, 2) THEN 0 ELSE state END WHERE id = ?1",
+		"by_itself = 0, state = CASE WHEN state IN (1, 2) OR (state = 4 AND by_itself = 1) "
+		"THEN 0 ELSE state END WHERE id = ?1",
 		V_INT(k->id), V_INT(req->incarnation), V_TEXT(req->endpoint),
 		V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
 		V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack), V_INT(call_now_s(c)),
@@ -323,8 +262,14 @@ static int update_server(struct meta_call *c, const struct known *k)
 			s, &c->err,
 			"UPDATE replicas SET state = 1 WHERE server = ?1 AND EXISTS (SELECT 1 "
 			"FROM replicas AS other WHERE other.shard = replicas.shard AND "
-			"other.server <> ?1)",
+			"other.server <> ?1 AND other.state <> 1)",
 			V_INT(k->id));
+	if (n >= 0 && k->anew)
+		n = store_exec(
+			s, &c->err,
+			"UPDATE replicas SET missed = 1, since = ?2 WHERE server = ?1 AND "
+			"state <> 1",
+			V_INT(k->id), V_INT(c->m->params.map_version + 1));
 	return n < 0 ? (int)n : 0;
 }
 
@@ -339,6 +284,9 @@ static int check_join(struct meta_call *c, struct uuid *disk)
 		return call_error(c, -EINVAL, "the data server names no endpoint");
 	if (req->capacity > INT64_MAX || req->free > INT64_MAX || req->commits > INT64_MAX)
 		return call_error(c, -EINVAL, "capacity, free or commits are beyond 2^63");
+	if ((req->session.len && req->session.len != 16) ||
+	    (req->last_session.len && req->last_session.len != 16))
+		return call_error(c, -EINVAL, "a session's UUID has 16 bytes");
 	return call_get_uuid(c, &req->disk, "the disk's UUID", disk) ?:
 	       call_check_text(c, req->endpoint, "the endpoint") ?:
 	       call_check_text(c, req->host, "the host's name") ?:
@@ -388,7 +336,7 @@ int map_server_join(struct meta_call *c)
 			(unsigned long long)c->req->server_join->incarnation);
 	r = known ? update_server(c, &k) : add_server(c, &disk, &k.id);
 	if (!r && !known)
-		r = place(c->m, &c->err);
+		r = plan_run(c->m, 0, NULL, &c->err);
 	if (!r && !k.same)
 		r = map_bump(c->m, !known || k.anew, &c->err);
 	return r ? r : reply_join(c, k.id);

@@ -65,9 +65,35 @@ static int read_members(struct meta *m, struct members *ms, struct error *err)
 		m->store, err, &rows,
 		"SELECT servers.disk, servers.incarnation, replicas.shard FROM servers JOIN "
 		"replicas ON replicas.server = servers.id WHERE servers.state IN (0, 1, 3) AND "
-		"replicas.state = 0 ORDER BY servers.disk");
+		"replicas.state <> 1 ORDER BY servers.disk");
 	while (!r && (r = rows_next(&rows, err)) > 0)
 		r = add_row(ms, &rows, &room, err);
+	return r;
+}
+
+static int read_places(struct meta *m, struct members *ms, struct error *err)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	unsigned int nr[NR_SHARDS] = { 0 };
+	int r;
+
+	r = store_query(m->store, err, &rows,
+			"SELECT replicas.shard, replicas.server, replicas.state, servers.disk, "
+			"servers.incarnation FROM replicas JOIN servers ON servers.id = "
+			"replicas.server");
+	while (!r && (r = rows_next(&rows, err)) > 0) {
+		uint64_t shard = (uint64_t)rows_int(&rows, 0);
+		struct member_place *p;
+
+		r = 0;
+		if (shard >= NR_SHARDS || nr[shard] == PROTO_MAX_PLACES)
+			continue;
+		p = &ms->places[shard][nr[shard]++];
+		p->server = (uint32_t)rows_int(&rows, 1);
+		p->state = (enum replica_state)rows_int(&rows, 2);
+		r = rows_bytes(&rows, 3, p->disk.b, sizeof(p->disk.b), err);
+		p->incarnation = (uint64_t)rows_int(&rows, 4);
+	}
 	return r;
 }
 
@@ -81,7 +107,8 @@ int members_get(struct meta *m, const struct members **out, struct error *err)
 		if (!m->members)
 			return error_set(err, -ENOMEM, "the meta server is out of memory");
 		m->members->map_version = m->params.map_version;
-		r = read_epochs(m, m->members, err) ?: read_members(m, m->members, err);
+		r = read_epochs(m, m->members, err) ?: read_members(m, m->members, err) ?:
+		    read_places(m, m->members, err);
 		if (r)
 			members_forget(m);
 	}
@@ -107,4 +134,74 @@ bool members_has(const struct members *ms, unsigned int shard, const uint8_t dis
 			high = mid;
 	}
 	return false;
+}
+
+static bool is_among(const struct member_place *p, const struct member_disk *disks, size_t nr)
+{
+	size_t i;
+
+	for (i = 0; i < nr; i++)
+		if (!memcmp(p->disk.b, disks[i].uuid, 16) && p->incarnation == disks[i].incarnation)
+			return true;
+	return false;
+}
+
+static void forget_shard(struct members *ms, unsigned int shard, const struct uuid *disk)
+{
+	size_t i;
+
+	for (i = 0; i < ms->nr; i++)
+		if (uuid_equal(&ms->members[i].disk, disk))
+			ms->members[i].shards[shard / 8] &= (uint8_t)~(1 << shard % 8);
+}
+
+/* It was current, or leaving: then it has left. */
+static int demote(struct meta *m, unsigned int shard, struct member_place *p, struct error *err)
+{
+	int64_t n;
+
+	if (p->state == REPLICA_LEAVING)
+		n = store_exec(m->store, err,
+			       "DELETE FROM replicas WHERE shard = ?1 AND server = ?2",
+			       V_INT(shard), V_INT(p->server));
+	else
+		n = store_exec(m->store, err,
+			       "UPDATE replicas SET state = ?3, since = 0, missed = 1 WHERE shard = ?1 "
+			       "AND server = ?2",
+			       V_INT(shard), V_INT(p->server), V_INT(REPLICA_STALE));
+	if (n < 0)
+		return (int)n;
+	forget_shard(m->members, shard, &p->disk);
+	p->state = REPLICA_STALE;
+	/* Its receipts for other blocks stay true: no push has to ask again. */
+	n = map_bump(m, false, err);
+	if (!n)
+		m->members->map_version = m->params.map_version;
+	return (int)n;
+}
+
+int members_missed(struct meta *m, unsigned int shard, const struct member_disk *disks, size_t nr,
+		   struct error *err)
+{
+	struct members *ms = m->members;
+	unsigned int i;
+	int64_t n;
+	int r = 0;
+
+	for (i = 0; !r && i < PROTO_MAX_PLACES && ms->places[shard][i].server; i++) {
+		struct member_place *p = &ms->places[shard][i];
+
+		if (is_among(p, disks, nr))
+			continue;
+		if (p->state != REPLICA_STALE) {
+			r = demote(m, shard, p, err);
+			continue;
+		}
+		n = store_exec(m->store, err,
+			       "UPDATE replicas SET missed = 1 WHERE shard = ?1 AND server = ?2 AND "
+			       "missed = 0",
+			       V_INT(shard), V_INT(p->server));
+		r = n < 0 ? (int)n : 0;
+	}
+	return r;
 }

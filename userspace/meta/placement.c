@@ -15,24 +15,65 @@ static const struct placement_server *find(const struct placement *p, uint32_t i
 	return NULL;
 }
 
+static bool holds(const struct placement *p, const struct placement_row *row)
+{
+	const struct placement_server *s = find(p, row->server);
+
+	return s && !s->leaves && row->state != REPLICA_LEAVING;
+}
+
+unsigned int placement_holders(const struct placement *p, unsigned int shard)
+{
+	unsigned int i, n = 0;
+
+	for (i = 0; i < PROTO_MAX_PLACES; i++)
+		n += holds(p, &p->shards[shard][i]);
+	return n;
+}
+
+/* Nothing of it moves: every replica is current and stays. */
+static bool is_calm(const struct placement *p, unsigned int shard)
+{
+	unsigned int i;
+
+	for (i = 0; i < PROTO_MAX_PLACES; i++)
+		if (p->shards[shard][i].server && p->shards[shard][i].state != REPLICA_CURRENT)
+			return false;
+	return true;
+}
+
+/* PROTO_MAX_PLACES: none. */
+static unsigned int free_place(const struct placement *p, unsigned int shard)
+{
+	unsigned int i;
+
+	for (i = 0; i < PROTO_MAX_PLACES && p->shards[shard][i].server; i++)
+		;
+	return i;
+}
+
 static bool same_domain(const struct placement_server *a, const struct placement_server *b)
 {
 	return a->id == b->id || !strcmp(a->host, b->host) ||
 	       (a->rack[0] && !strcmp(a->rack, b->rack));
 }
 
-/* @place is the one that it would take. */
+/* @place is the one that it would take the place of; PROTO_MAX_PLACES: of none. */
 static bool may_hold(const struct placement *p, unsigned int shard, unsigned int place,
 		     const struct placement_server *s)
 {
 	const struct placement_server *other;
 	unsigned int i;
 
-	for (i = 0; i < p->replicas; i++) {
+	if (!s->takes || (!p->empty[shard] && s->room < p->shard_bytes))
+		return false;
+	for (i = 0; i < PROTO_MAX_PLACES; i++) {
 		if (i == place)
 			continue;
-		other = find(p, p->shards[shard][i]);
-		if (p->shards[shard][i] == s->id || (other && same_domain(other, s)))
+		if (p->shards[shard][i].server == s->id)
+			return false;
+		other = find(p, p->shards[shard][i].server);
+		if (other && holds(p, &p->shards[shard][i]) && same_domain(other, s))
 			return false;
 	}
 	return true;
@@ -53,36 +94,137 @@ static size_t choose(const struct placement *p, unsigned int shard, unsigned int
 	size_t i, best = p->nr_servers;
 
 	for (i = 0; i < p->nr_servers; i++) {
-		if (!may_hold(p, shard, place, &p->servers[i]))
+		if (best != p->nr_servers && !below(places[i], &p->servers[i], places[best],
+						    &p->servers[best]))
 			continue;
-		if (best == p->nr_servers || below(places[i], &p->servers[i], places[best],
-						   &p->servers[best]))
+		if (may_hold(p, shard, place, &p->servers[i]))
 			best = i;
 	}
 	return best;
 }
 
 static void set(struct placement *p, unsigned int shard, unsigned int place, size_t server,
-		uint32_t *places)
+		enum replica_state state, uint32_t *places)
 {
-	p->shards[shard][place] = p->servers[server].id;
+	p->shards[shard][place] = (struct placement_row){ p->servers[server].id, state };
 	p->changed[shard][place] = true;
+	if (!p->empty[shard])
+		p->servers[server].room -= p->shard_bytes;
 	places[server]++;
 }
 
+/* The first replica of a shard, and that of an empty one, has nobody to reconcile with. */
+static enum replica_state state_of_new(const struct placement *p, unsigned int shard)
+{
+	unsigned int i;
+
+	for (i = 0; !p->empty[shard] && i < PROTO_MAX_PLACES; i++)
+		if (p->shards[shard][i].server)
+			return REPLICA_STALE;
+	return REPLICA_CURRENT;
+}
+
+/* Round by round, so that the first replicas, which take the writes, spread evenly too. */
 static unsigned int fill(struct placement *p, uint32_t *places)
 {
-	unsigned int shard, place, n = 0;
-	size_t i;
+	unsigned int shard, round, n = 0;
 
-	for (place = 0; place < p->replicas; place++) {
+	for (round = 0; round < p->replicas; round++) {
 		for (shard = 0; shard < NR_SHARDS; shard++) {
-			if (p->shards[shard][place])
+			unsigned int place = free_place(p, shard);
+			size_t i;
+
+			if (place == PROTO_MAX_PLACES || placement_holders(p, shard) > round)
 				continue;
-			i = choose(p, shard, place, places);
-			if (i == p->nr_servers)
+			i = choose(p, shard, PROTO_MAX_PLACES, places);
+			if (i == p->nr_servers) {
+				p->unplaced++;
 				continue;
-			set(p, shard, place, i, places);
+			}
+			set(p, shard, place, i, state_of_new(p, shard), places);
+			n++;
+		}
+	}
+	return n;
+}
+
+/* Puts the replica at @place onto server @to, at once or by way of a stale one beside it. */
+static bool move(struct placement *p, unsigned int shard, unsigned int place, size_t to,
+		 uint32_t *places)
+{
+	const struct placement_server *from = find(p, p->shards[shard][place].server);
+	unsigned int spare = free_place(p, shard);
+
+	if (!p->empty[shard] && (!p->moves || spare == PROTO_MAX_PLACES || !is_calm(p, shard)))
+		return false;
+	if (from && places[from - p->servers])
+		places[from - p->servers]--;
+	if (p->empty[shard]) {
+		set(p, shard, place, to, REPLICA_CURRENT, places);
+		return true;
+	}
+	p->moves--;
+	p->shards[shard][place].state = REPLICA_LEAVING;
+	p->changed[shard][place] = true;
+	set(p, shard, spare, to, REPLICA_STALE, places);
+	return true;
+}
+
+/* What the servers that leave have left: fill() has looked for another holder already where there
+ * are too few. */
+static unsigned int clear_out(struct placement *p)
+{
+	unsigned int shard, place, n = 0;
+
+	for (shard = 0; shard < NR_SHARDS; shard++) {
+		if (placement_holders(p, shard) < p->replicas)
+			continue;
+		for (place = 0; place < PROTO_MAX_PLACES; place++) {
+			struct placement_row *row = &p->shards[shard][place];
+			const struct placement_server *s = find(p, row->server);
+
+			if (!s || !s->leaves || row->state == REPLICA_LEAVING)
+				continue;
+			row->state = row->state == REPLICA_CURRENT ? REPLICA_LEAVING : row->state;
+			if (row->state != REPLICA_LEAVING || p->empty[shard])
+				*row = (struct placement_row){ 0 };
+			p->changed[shard][place] = true;
+			n++;
+		}
+	}
+	return n;
+}
+
+/* More replicas than wanted: the stale one goes first, then the one on the fullest server. */
+static unsigned int thin_out(struct placement *p, uint32_t *places)
+{
+	unsigned int shard, place, n = 0;
+
+	for (shard = 0; shard < NR_SHARDS; shard++) {
+		while (placement_holders(p, shard) > p->replicas) {
+			const struct placement_server *s, *worst = NULL;
+			struct placement_row *row = NULL;
+
+			for (place = 0; place < PROTO_MAX_PLACES; place++) {
+				struct placement_row *at = &p->shards[shard][place];
+
+				if (!holds(p, at))
+					continue;
+				s = find(p, at->server);
+				if (row && (at->state != row->state ?
+						    at->state != REPLICA_STALE :
+						    !below(places[worst - p->servers], worst,
+							   places[s - p->servers], s)))
+					continue;
+				row = at;
+				worst = s;
+			}
+			places[worst - p->servers]--;
+			p->changed[shard][row - p->shards[shard]] = true;
+			if (row->state == REPLICA_STALE || p->empty[shard])
+				*row = (struct placement_row){ 0 };
+			else
+				row->state = REPLICA_LEAVING;
 			n++;
 		}
 	}
@@ -92,23 +234,23 @@ static unsigned int fill(struct placement *p, uint32_t *places)
 /* A move pays while the receiver, with the place, is still no fuller than the giver with it. */
 static unsigned int even_out(struct placement *p, uint32_t *places)
 {
-	unsigned int shard, place, n = 0;
 	const struct placement_server *from;
+	unsigned int shard, place, n = 0;
 	size_t to;
 
 	for (shard = 0; shard < NR_SHARDS; shard++) {
-		for (place = 0; p->empty[shard] && place < p->replicas; place++) {
-			from = find(p, p->shards[shard][place]);
-			if (!from)
+		if (!p->empty[shard] && (!p->moves || !is_calm(p, shard)))
+			continue;
+		for (place = 0; place < PROTO_MAX_PLACES; place++) {
+			from = find(p, p->shards[shard][place].server);
+			if (!from || !holds(p, &p->shards[shard][place]))
 				continue;
 			to = choose(p, shard, place, places);
 			if (to == p->nr_servers || &p->servers[to] == from ||
 			    !below(places[to] + 1, &p->servers[to], places[from - p->servers],
 				   from))
 				continue;
-			places[from - p->servers]--;
-			set(p, shard, place, to, places);
-			n++;
+			n += move(p, shard, place, to, places);
 		}
 	}
 	return n;
@@ -118,13 +260,12 @@ unsigned int placement_fill(struct placement *p)
 {
 	uint32_t places[META_MAX_SERVERS] = { 0 };
 	unsigned int shard, place, pass, moved, n;
-	const struct placement_server *s;
 
 	for (shard = 0; shard < NR_SHARDS; shard++)
-		for (place = 0; place < p->replicas; place++)
-			if ((s = find(p, p->shards[shard][place])))
-				places[s - p->servers]++;
-	n = fill(p, places);
+		for (place = 0; place < PROTO_MAX_PLACES; place++)
+			if (holds(p, &p->shards[shard][place]))
+				places[find(p, p->shards[shard][place].server) - p->servers]++;
+	n = fill(p, places) + clear_out(p) + thin_out(p, places);
 	/* One pass looks at each place once; what it has moved may let another follow. */
 	for (pass = 0; pass < MAX_PASSES; pass++) {
 		moved = even_out(p, places);

@@ -2,7 +2,7 @@
 /*
  * Receipts instead of pins. A receipt counts if its epoch is at least the shard's GC epoch E and
  * at least min_copies of its disks are current replicas of the shard in the incarnation that gave
- * it. Why the epoch need not be checked again at the commit: the leaf that names the block was made
+ * it. A current replica that is not among its disks becomes stale (membership.h). Why the epoch need not be checked again at the commit: the leaf that names the block was made
  * in a transaction in which the receipt counted, and from then on the block's count keeps it from
  * being condemned, whatever E becomes. The disks are checked again, because a disk that has been
  * lost in the meantime takes with it what only the client's cache can still replace.
@@ -67,6 +67,19 @@ static int pack_disks(struct meta_call *c, const Vmdedup__Receipt *in,
 	return 0;
 }
 
+/* What the receipt vouches for counts from here on, and whoever is not in it has missed a write. */
+static int note_missed(struct meta_call *c, const Vmdedup__Receipt *in)
+{
+	struct member_disk disks[MAX_DISKS];
+	size_t i;
+
+	for (i = 0; i < in->n_disks; i++) {
+		memcpy(disks[i].uuid, in->disks[i]->uuid.data, 16);
+		disks[i].incarnation = in->disks[i]->incarnation;
+	}
+	return members_missed(c->m, in->shard, disks, in->n_disks, &c->err);
+}
+
 /* The receipts of one part: mostly the same disks again and again. */
 struct record {
 	struct meta_call *c;
@@ -121,7 +134,7 @@ static int record_one(struct record *rec, const Vmdedup__Receipt *in, uint64_t *
 	if (in->epoch < rec->members->epochs[in->shard] || in->epoch > INT64_MAX ||
 	    !enough(rec->members, c->m->params.min_copies, in->shard, packed, len))
 		return 0;
-	r = intern_disks(rec, packed, len);
+	r = note_missed(c, in) ?: intern_disks(rec, packed, len);
 	if (r)
 		return r;
 	vals = call_alloc(c, (4 * n + 1) * sizeof(*vals));

@@ -31,7 +31,18 @@ CREATE TABLE cluster (
 	members_version BIGINT NOT NULL,
 	age_s        BIGINT NOT NULL,
 	created_s    BIGINT NOT NULL,
-	deletion     INTEGER NOT NULL DEFAULT 0
+	deletion     INTEGER NOT NULL DEFAULT 0,
+	out_after_s  INTEGER NOT NULL DEFAULT 600
+);
+
+-- The governor's lease: who governs (16 random bytes of the process) and its fencing epoch. beat
+-- goes up while it lives; who sees it stand still for long enough takes over with epoch + 1, and
+-- from then on every transaction of the former governor is refused by the epoch.
+CREATE TABLE governor (
+	one          INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+	holder       BYTEA NOT NULL,
+	epoch        BIGINT NOT NULL,
+	beat         BIGINT NOT NULL
 );
 
 -- Dedup domains. Fingerprints are digests of key and content, so that two domains never share
@@ -45,7 +56,9 @@ CREATE TABLE domains (
 
 -- Data servers, one for each disk. incarnation goes up when a disk's content starts anew; what
 -- an older incarnation vouched for no longer counts. commits is the disk's own count of commits: if
--- it goes down, the disk has been put back from a copy. state: enum server_state.
+-- it goes down, the disk has been put back from a copy; so it has if it does not name session, the
+-- process that joined with it last. state: enum server_state. by_itself: the
+-- governor took it out, nobody asked for it.
 CREATE TABLE servers (
 	id           INTEGER NOT NULL PRIMARY KEY,
 	disk         BYTEA NOT NULL UNIQUE,
@@ -59,7 +72,9 @@ CREATE TABLE servers (
 	rack         TEXT NOT NULL,
 	state        INTEGER NOT NULL,
 	joined_s     BIGINT NOT NULL,
-	seen_s       BIGINT NOT NULL
+	seen_s       BIGINT NOT NULL,
+	by_itself    INTEGER NOT NULL DEFAULT 0,
+	session      BYTEA
 );
 
 -- The 1024 shards and their GC epochs E: a receipt below E counts for nothing.
@@ -69,12 +84,16 @@ CREATE TABLE shards (
 );
 
 -- The shard map: who holds a shard, in order; a missing row is a place not filled. state:
--- enum replica_state; only a current replica counts in receipts.
+-- enum replica_state; a current or leaving replica has all blocks of its shard that are named, and
+-- only it counts in receipts. since: the map version at which it became so. missed: a write that
+-- counted did not reach this stale replica since its reconciliation began.
 CREATE TABLE replicas (
 	shard        INTEGER NOT NULL REFERENCES shards (shard),
 	replica      INTEGER NOT NULL,
 	server       INTEGER NOT NULL REFERENCES servers (id),
 	state        INTEGER NOT NULL,
+	since        BIGINT NOT NULL DEFAULT 0,
+	missed       INTEGER NOT NULL DEFAULT 0,
 	PRIMARY KEY (shard, replica)
 ) /*sqlite: WITHOUT ROWID */;
 

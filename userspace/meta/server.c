@@ -5,6 +5,7 @@
  */
 #include "meta/server.h"
 #include "meta/core.h"
+#include "meta/governor.h"
 #include "base/clock.h"
 #include "base/log.h"
 
@@ -17,7 +18,9 @@
 
 struct meta_server {
 	struct meta meta;
+	struct net_ctx *ctx;
 	struct net_server *net;
+	struct governor *governor; /* NULL: this one governs nothing */
 	struct arena arena;
 	size_t nr;
 	struct net_request *reqs[MAX_BATCH];
@@ -85,6 +88,8 @@ static void tick(void *ctx)
 	if (r < 0 && r != s->tick_error)
 		log_error("meta: background work: %s", err.text);
 	s->tick_error = r < 0 ? r : 0;
+	if (s->governor)
+		governor_tick(s->governor);
 }
 
 static const struct net_server_ops server_ops = {
@@ -100,6 +105,7 @@ struct meta_server *meta_server_open(struct net_ctx *net, const char *store, str
 		error_set(err, -ENOMEM, "out of memory");
 		return NULL;
 	}
+	s->ctx = net;
 	s->meta.env = &meta_real_env;
 	s->meta.ticked_ns = clock_mono_ns();
 	s->meta.may_cascade = true;
@@ -119,6 +125,25 @@ close:
 free:
 	free(s);
 	return NULL;
+}
+
+static void probed(void *arg)
+{
+	struct meta_server *s = arg;
+
+	governor_tick(s->governor);
+}
+
+int meta_server_govern(struct meta_server *s, bool shared, struct error *err)
+{
+	int r;
+
+	s->governor = governor_new(s->ctx, &s->meta,
+				   shared ? GOVERNOR_LEASE_MS * 1000000ULL : 0, err);
+	if (!s->governor)
+		return err->code;
+	r = net_server_watch(s->net, governor_fd(s->governor), probed, s);
+	return r ? error_set(err, r, "the governor cannot start: %s", strerror(-r)) : 0;
 }
 
 int meta_server_bind(struct meta_server *s, const char *endpoint, struct error *err)
@@ -151,6 +176,7 @@ void meta_server_close(struct meta_server *s)
 	if (!s)
 		return;
 	net_server_free(s->net);
+	governor_free(s->governor);
 	meta_end(&s->meta);
 	store_close(s->meta.store);
 	arena_free(&s->arena);

@@ -3,6 +3,7 @@
 #ifndef VMDEDUP_META_SERVER_H
 #define VMDEDUP_META_SERVER_H
 
+#include <stdbool.h>
 #include "base/error.h"
 #include "base/fingerprint.h"
 #include "net/net.h"
@@ -22,6 +23,9 @@ int meta_store_init(const char *store, const struct meta_init *init, struct erro
 struct meta_server;
 /* -ENOENT: no cluster there; -EPROTONOSUPPORT: newer schema; -EBUSY: another server has it. */
 struct meta_server *meta_server_open(struct net_ctx *net, const char *store, struct error *err);
+/* Looks after data servers (governor.h) from meta_server_run() on. @shared: other processes may have
+ * the store open, too: the one with the lease does it. */
+int meta_server_govern(struct meta_server *s, bool shared, struct error *err);
 int meta_server_bind(struct meta_server *s, const char *endpoint, struct error *err);
 const char *meta_server_endpoint(struct meta_server *s, size_t n); /* as bound; NULL: no such */
 /* Runs @ready on the server's thread when @fd is readable. Before meta_server_run(). */

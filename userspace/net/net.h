@@ -73,6 +73,8 @@ int net_client_next_timeout_ms(struct net_client *c); /* -1: none */
 /* There is a connection now. Without one, what is pending waits for the next. */
 bool net_client_is_connected(const struct net_client *c);
 size_t net_client_pending(struct net_client *c);
+/* As of the last net_client_run(). False as well before the first connection is made. */
+bool net_client_is_connected(const struct net_client *c);
 
 /* Submit and wait. A reply whose header has an error: returns its negative, err has its text;
  * *reply is set all the same (free it) so that its body can be read; NULL otherwise. */

@@ -8,6 +8,8 @@
 #define PROTO_MAX_FRAMES      256	      /* payload frames of one message */
 #define PROTO_MAX_FRAME	      ((1U << 20) + 4096) /* bytes of one payload frame */
 #define PROTO_MAX_PAYLOAD     (64U << 20)     /* payload bytes of one message */
+#define PROTO_MAX_REPLICAS 4
+#define PROTO_MAX_PLACES   8 /* of a shard in the map, while it moves */
 #define PROTO_MAX_BLOCKS      256	      /* blocks of one PUT or GET */
 #define PROTO_MAX_TOUCH	      4096	      /* fingerprints of one TOUCH */
 #define PROTO_MAX_NODES	      256	      /* nodes of one part or one NODE_GET */
