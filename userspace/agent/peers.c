@@ -172,6 +172,18 @@ static int check_block(struct peers *p, const struct fp *want, const struct net_
 	return fp_equal(&fp, want) ? 0 : -EBADMSG;
 }
 
+static void tell_lie(struct peers *p, unsigned int peer, const struct fp *fp)
+{
+	const struct source_peer *sp = sources_peer_at(p->sources, peer);
+	char hex[FP_HEX_SIZE];
+
+	if (sp->state == PEER_LIAR)
+		return;
+	log_warn("peer %s sent a block that does not match its fingerprint (%s): it is not asked "
+		 "again", sp->address.endpoint, fp_to_hex(fp, hex));
+	p->changed = true;
+}
+
 static size_t named_of(const Vmdedup__GetReply *get, const Vmdedup__BlockHead *head,
 		       struct peer_address named[MAX_NAMED])
 {
@@ -197,12 +209,14 @@ static void take_blocks(struct message *m, const Vmdedup__GetReply *get,
 		const Vmdedup__BlockHead *head = get->blocks[i];
 		const struct net_frame *f = NULL;
 
-		r = -head->error;
+		r = head->error > 0 && head->error != EBADMSG ? -head->error : head->error ? -EPROTO : 0;
 		if (!r && frame >= reply->nr_frames)
 			r = -EPROTO;
 		if (!r) {
 			f = &reply->frames[frame++];
 			r = check_block(m->peers, &m->asks[i].fp, f);
+			if (r == -EBADMSG)
+				tell_lie(m->peers, m->peer, &m->asks[i].fp);
 		}
 		if (r == -EREMOTE)
 			nr = named_of(get, head, named);

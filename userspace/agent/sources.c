@@ -5,7 +5,6 @@
 #include <sys/queue.h>
 #include "agent/sources.h"
 #include "base/cleanup.h"
-#include "base/log.h"
 
 #define MSEC		 1000000ULL
 #define BUCKETS		 1024 /* power of two */
@@ -199,18 +198,6 @@ void sources_peer_is_liar(struct sources *s, unsigned int peer)
 {
 	s->peers[peer].state = PEER_LIAR;
 	filter_table_clear(s->filters, peer);
-}
-
-static void peer_lied(struct sources *s, unsigned int peer, const struct fp *fp)
-{
-	struct source_peer *p = &s->peers[peer];
-	char hex[FP_HEX_SIZE];
-
-	p->lies++;
-	if (p->state != PEER_LIAR)
-		log_warn("peer %s sent a block that does not match its fingerprint (%s): it is not "
-			 "asked again", p->address.endpoint, fp_to_hex(fp, hex));
-	sources_peer_is_liar(s, peer);
 }
 
 /* ---- whom to ask ---- */
@@ -516,8 +503,9 @@ void sources_peer_answer(struct sources *s, unsigned int peer, uint64_t id, int 
 	struct get *g = get_find(s, id);
 
 	p->asking--;
+	p->lies += r == -EBADMSG;
 	if (r == -EBADMSG)
-		peer_lied(s, peer, g ? &g->fp : &(struct fp){ 0 });
+		sources_peer_is_liar(s, peer);
 	else if (is_answer(r) || (g && g->peer == (int)peer))
 		sources_peer_heard(s, peer, is_answer(r));
 	p->not_here += r == -ENOENT;
