@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "agent/cache_file_impl.h"
+#include "base/cleanup.h"
 
 #define MIN_SLOTS 16
 
@@ -323,6 +324,19 @@ static int read_sector(struct cache_file *f, struct file_block *b, size_t sector
 	return cf_slot_io(f, n->slot, sector << 9, buf, 512, false);
 }
 
+/* As much as lies in one base: most of what a guest reads. Bytes; 0: sector by sector. */
+static ssize_t read_base(struct cache_file *f, struct file_block *b, size_t offset, void *buf,
+			 size_t len)
+{
+	size_t n = MIN(len, cf_block_size(f) - offset);
+	int r;
+
+	if (b->open.seq || b->closed.seq || b->base_zero || !cf_slot_is(f, &b->base, SLOT_CLEAN))
+		return 0;
+	r = cf_slot_io(f, b->base.slot, offset, buf, n, false);
+	return r ? r : (ssize_t)n;
+}
+
 int cache_file_read(struct cache *c, uint64_t volume, uint64_t offset, void *buf, size_t len)
 {
 	struct cache_file *f = cf_lock(c);
@@ -334,9 +348,15 @@ int cache_file_read(struct cache *c, uint64_t volume, uint64_t offset, void *buf
 		return cf_unlock(f, v ? -EINVAL : -ENODEV);
 	while (!r && done < len) {
 		uint64_t block = (offset + done) >> f->shift;
-		size_t sector = ((offset + done) & (cf_block_size(f) - 1)) >> 9;
+		size_t at = (offset + done) & (cf_block_size(f) - 1);
+		ssize_t n = read_base(f, &v->blocks[block], at, (char *)buf + done, len - done);
 
-		r = read_sector(f, &v->blocks[block], sector, (char *)buf + done);
+		if (n) {
+			r = n < 0 ? (int)n : 0;
+			done += n < 0 ? 0 : (size_t)n;
+			continue;
+		}
+		r = read_sector(f, &v->blocks[block], at >> 9, (char *)buf + done);
 		if (!r)
 			done += 512;
 		else if (r == -EAGAIN)

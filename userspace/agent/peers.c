@@ -209,7 +209,7 @@ static void take_blocks(struct message *m, const Vmdedup__GetReply *get,
 		const Vmdedup__BlockHead *head = get->blocks[i];
 		const struct net_frame *f = NULL;
 
-		r = head->error > 0 && head->error != EBADMSG ? -head->error : head->error ? -EPROTO : 0;
+		r = head->error < 0 || head->error == EBADMSG ? -EPROTO : -head->error;
 		if (!r && frame >= reply->nr_frames)
 			r = -EPROTO;
 		if (!r) {
