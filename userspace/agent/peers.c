@@ -14,7 +14,7 @@
 #include "proto/limits.h"
 
 #define MSEC	      1000000ULL
-#define BATCH_BYTES   (1U << 20) /* of blocks in one message */
+#define BATCH_BYTES   (2U << 20) /* of blocks in one message */
 #define BATCH_MAX     32
 #define BLOCK_MS      2000	 /* for an answer; then the block is had elsewhere */
 #define FILTER_MS     5000

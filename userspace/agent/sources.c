@@ -9,11 +9,10 @@
 #define MSEC		 1000000ULL
 #define BUCKETS		 1024 /* power of two */
 #define HEDGE_MIN_NS	 (50 * MSEC)	/* later than this, or four times the peer's own pace */
-#define HEDGE_STORM_NS	 (1000 * MSEC)	/* of a block that others are getting as well */
 #define HEDGE_EACH	 20		/* one in so many */
 #define ON_WAY_FIRST_NS	 (4 * MSEC)
-#define ON_WAY_LAST_NS	 (64 * MSEC)
-#define ON_WAY_MAX_NS	 (3000 * MSEC)
+#define ON_WAY_LAST_NS	 (256 * MSEC)
+#define ON_WAY_MAX_NS	 (15000 * MSEC)
 #define SILENT_FIRST_NS	 (500 * MSEC)
 #define SILENT_LAST_NS	 (60000 * MSEC)
 #define DATA_LATE_NS	 (500 * MSEC)	/* beside a silent data server any peer is asked */
@@ -314,7 +313,7 @@ static void get_ask_peer(struct sources *s, struct get *g, unsigned int peer)
 	g->counted = true;
 	g->peer = (int)peer;
 	g->asked_ns = now;
-	g->due_ns = now + MAX(g->redirected ? HEDGE_STORM_NS : HEDGE_MIN_NS, 4 * p->latency_ns);
+	g->due_ns = now + MAX(HEDGE_MIN_NS, 4 * p->latency_ns);
 	p->asking++;
 	p->asked++;
 	p->filter_yes += g->by_filter;
@@ -572,11 +571,13 @@ static void get_due(struct sources *s, struct get *g, uint64_t now)
 {
 	g->due_ns = 0;
 	if (g->peer >= 0) {
-		/* Late. Without a hedge its answer, or the lack of one, is waited for. */
-		if (!g->data_out && !g->data_failed && !g->hedged && may_hedge(s)) {
+		/* Late. Without a hedge its answer, or the lack of one, is waited for; of a block that
+		 * all want, too: the server would feel each of them. */
+		if (!g->redirected && !g->data_out && !g->data_failed && !g->hedged &&
+		    may_hedge(s)) {
 			g->hedged = true;
 			s->stats.hedges++;
-			get_ask_data(s, g, true);
+			get_ask_data(s, g, false);
 		}
 		return;
 	}
