@@ -162,6 +162,11 @@ BENCHES := $(patsubst tests/bench/%.c,$(O)/tests/bench/%,$(wildcard tests/bench/
 $(O)/tests/bench/%: $(O)/obj/tests/bench/%.o $(LIBS)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+# It drives the core as the unit tests do.
+$(O)/tests/bench/meta: $(O)/obj/tests/bench/meta.o \
+		$(call objs,$(addprefix tests/unit/,meta_world.c pg_cluster.c)) $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 bench-build: $(BENCHES)
 
 # --- kernel ----------------------------------------------------------------------------------

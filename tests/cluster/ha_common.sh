@@ -28,10 +28,19 @@ start_logged() {
 	start "$@" >>"$file" 2>&1
 }
 
+# A test may set, for nodes that are not all on 127.0.0.1: ${node_address[N]} of a node, the
+# ${node_enter[N]} under which its commands run ("ip netns exec ..."), and $etcd_address.
+node_address=() node_enter=() etcd_address=127.0.0.1
+
 # ha_start N: etcd and N nodes; returns when there is a primary with a synchronous standby. Sets
 # $ha (a folder), $ha_uri (of the database), ${pg_ports[]} and ${patroni_pids[]}.
 ha_start() {
-	local n=$1 i
+	ha_begin
+	ha_nodes "$1"
+}
+
+# The folder and etcd.
+ha_begin() {
 	ha=$(mktemp -d /tmp/vmdedup-ha.XXXX)
 	cleanup_fn ha_stop
 	[ "$(id -u)" != 0 ] || chown postgres "$ha"
@@ -39,41 +48,55 @@ ha_start() {
 	etcd_port=$(free_port)
 	etcd_peer=$(free_port)
 	start_logged "$ha/etcd.log" as_postgres etcd --data-dir "$ha/etcd" --name e1 \
-		--listen-client-urls "http://127.0.0.1:$etcd_port" \
-		--advertise-client-urls "http://127.0.0.1:$etcd_port" \
+		--listen-client-urls "http://$etcd_address:$etcd_port" \
+		--advertise-client-urls "http://$etcd_address:$etcd_port" \
 		--listen-peer-urls "http://127.0.0.1:$etcd_peer" \
 		--initial-advertise-peer-urls "http://127.0.0.1:$etcd_peer" \
 		--initial-cluster "e1=http://127.0.0.1:$etcd_peer" --unsafe-no-fsync
 	wait_until 20 etcd_answers
+}
+
+# ha_nodes N [OPTION...]: the first of them becomes the primary. OPTIONs for tools/patroni-config.
+ha_nodes() {
+	local n=$1 i
+	shift
 	for ((i = 1; i <= n; i++)); do
 		pg_ports[i]=$(free_port) rest_ports[i]=$(free_port)
 		mkdir "$ha/n$i"
 		[ "$(id -u)" != 0 ] || chown postgres "$ha/n$i"
-		"$top/tools/patroni-config" --name "n$i" --address 127.0.0.1 \
-			--etcd "127.0.0.1:$etcd_port" --data "$ha/n$i/data" \
+		"$top/tools/patroni-config" --name "n$i" --address "${node_address[i]-127.0.0.1}" \
+			--etcd "$etcd_address:$etcd_port" --data "$ha/n$i/data" \
 			--passwords "$ha/passwords" --port "${pg_ports[i]}" \
-			--rest-port "${rest_ports[i]}" --sockets "$ha/n$i" >"$ha/n$i.yml"
+			--rest-port "${rest_ports[i]}" --sockets "$ha/n$i" "$@" >"$ha/n$i.yml"
 		start_patroni "$i"
+		[ "$i" != 1 ] || wait_until 60 ha_leads 1
 	done
 	wait_until 60 ha_is_whole "$n"
 	ha_database
 }
 
+ha_leads() {
+	[ "$(ha_primary 2>/dev/null)" = "$1" ]
+}
+
 etcd_answers() {
-	(exec 3<>"/dev/tcp/127.0.0.1/$etcd_port") 2>/dev/null
+	(exec 3<>"/dev/tcp/$etcd_address/$etcd_port") 2>/dev/null
 }
 
 start_patroni() {
-	start_logged "$ha/n$1.log" as_postgres patroni "$ha/n$1.yml"
+	local enter=${node_enter[$1]-}
+	# shellcheck disable=SC2086 # words
+	start_logged "$ha/n$1.log" $enter "$BASH" -c "$(declare -f as_postgres); ha=$ha
+		as_postgres patroni $ha/n$1.yml"
 	patroni_pids[$1]=$pid
 }
 
 # The members as any node that answers sees them, as JSON.
 ha_members() {
-	local port
-	for port in "${rest_ports[@]}"; do
+	local i
+	for i in "${!rest_ports[@]}"; do
 		(
-			exec 3<>"/dev/tcp/127.0.0.1/$port" || exit 1
+			exec 3<>"/dev/tcp/${node_address[i]-127.0.0.1}/${rest_ports[i]}" || exit 1
 			printf 'GET /cluster HTTP/1.0\r\n\r\n' >&3
 			timeout 5 sed '1,/^\r$/d' <&3
 		) 2>/dev/null && return
@@ -86,7 +109,7 @@ ha_members() {
 ha_is_whole() {
 	local primary sync
 	primary=$(ha_primary 2>/dev/null) && [ "$primary" ] || return 1
-	sync=$(ETCDCTL_API=3 etcdctl --endpoints "127.0.0.1:$etcd_port" get --print-value-only \
+	sync=$(ETCDCTL_API=3 etcdctl --endpoints "$etcd_address:$etcd_port" get --print-value-only \
 		/service/vmdedup/sync 2>/dev/null |
 		jq -r --arg leader "n$primary" 'select(.leader == $leader) | .sync_standby') || return 1
 	[ "$sync" ] && [ "$sync" != null ] &&
@@ -101,16 +124,18 @@ ha_primary() {
 }
 
 ha_sql() {
-	PGPASSWORD=$(sed -n 's/^superuser=//p' "$ha/passwords") psql -qAtX -h 127.0.0.1 \
+	PGPASSWORD=$(sed -n 's/^superuser=//p' "$ha/passwords") psql -qAtX -h "${node_address[$1]-127.0.0.1}" \
 		-p "${pg_ports[$1]}" -U postgres -v ON_ERROR_STOP=1 "${@:2}"
 }
 
 ha_database() {
-	local primary hosts
+	local primary hosts i
 	primary=$(ha_primary)
 	ha_sql "$primary" -d postgres -c "CREATE ROLE vmdedup LOGIN PASSWORD 'v'" \
 		-c "CREATE DATABASE vmdedup OWNER vmdedup"
-	hosts=$(printf ',127.0.0.1:%s' "${pg_ports[@]}")
+	hosts=$(for i in "${!pg_ports[@]}"; do
+		printf ',%s:%s' "${node_address[i]-127.0.0.1}" "${pg_ports[i]}"
+	done)
 	ha_uri="postgresql://vmdedup:v@${hosts#,}/vmdedup"
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * history META[,META...] SEED FILE
+ * history META[,META...] SEED FILE [join]
  *
  * Clients that clone, remove, lease, push and snapshot images without a pause, each insisting on
  * an answer, until SIGTERM; then every name and image is read once more. FILE gets a line for each
@@ -8,7 +8,7 @@
  *
  *	KEY START END OPERATION ARGUMENT RESULT
  *
- * times in microseconds of the monotonic clock; RESULT "?" when it is not known. Images are all of
+ * join: the images are there already, another history makes them. Times are in microseconds of the monotonic clock; RESULT "?" when it is not known. Images are all of
  * zeros, so that no data server is needed.
  */
 #include "base/clock.h"
@@ -358,6 +358,24 @@ static void *work(void *arg)
 	return NULL;
 }
 
+static bool find_image(struct client *cl, char *name, struct uuid *uuid)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
+	struct net_reply reply = { 0 };
+	char text[16];
+	bool ok;
+
+	get.name = name;
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
+	req.image_get = &get;
+	ok = ask(cl, &req, false, &reply, text);
+	if (ok)
+		memcpy(uuid->b, reply.header->image->uuid.data, sizeof(uuid->b));
+	net_reply_free(&reply);
+	return ok;
+}
+
 /* An image of zeros, whose UUID goes into *uuid. */
 static bool import_zeros(struct client *cl, char *name, struct uuid *uuid)
 {
@@ -387,16 +405,18 @@ static bool import_zeros(struct client *cl, char *name, struct uuid *uuid)
 	return ok;
 }
 
-static bool prepare(struct client *cl)
+static bool prepare(struct client *cl, bool join)
 {
+	bool (*get)(struct client *cl, char *name, struct uuid *uuid) =
+		join ? find_image : import_zeros;
 	struct uuid base;
 	char key[16];
 	int i;
 
-	if (!import_zeros(cl, "base", &base))
+	if (!get(cl, "base", &base))
 		return false;
 	for (i = 0; i < NR_IMAGES; i++)
-		if (!import_zeros(cl, (char *)image_key(i, key), &cl->w->images[i]))
+		if (!get(cl, (char *)image_key(i, key), &cl->w->images[i]))
 			return false;
 	return true;
 }
@@ -414,13 +434,13 @@ static void read_all(struct client *cl)
 		get_image(cl, i);
 }
 
-static int run(struct world *w, unsigned int seed, const sigset_t *signals)
+static int run(struct world *w, unsigned int seed, bool join, const sigset_t *signals)
 {
 	struct client clients[NR_THREADS + 1];
 	int i, signal, r = 1;
 
 	if (!open_client(&clients[NR_THREADS], w, NR_THREADS, seed) ||
-	    !prepare(&clients[NR_THREADS]))
+	    !prepare(&clients[NR_THREADS], join))
 		return 1;
 	for (i = 0; i < NR_THREADS; i++)
 		if (!open_client(&clients[i], w, (unsigned int)i, seed) ||
@@ -448,8 +468,8 @@ int main(int argc, char **argv)
 	sigset_t signals;
 	int r;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: history META[,META...] SEED FILE\n");
+	if (argc != 4 && (argc != 5 || strcmp(argv[4], "join"))) {
+		fprintf(stderr, "usage: history META[,META...] SEED FILE [join]\n");
 		return 2;
 	}
 	sigemptyset(&signals);
@@ -464,7 +484,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "history: %s: %s\n", argv[3], w.net ? strerror(errno) : err.text);
 		return 1;
 	}
-	r = run(&w, (unsigned int)strtoul(argv[2], NULL, 0), &signals);
+	r = run(&w, (unsigned int)strtoul(argv[2], NULL, 0), argc == 5, &signals);
 	/* A client that is not closed would keep its context from ending. */
 	if (!r)
 		net_ctx_free(w.net);

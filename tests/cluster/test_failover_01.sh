@@ -97,6 +97,10 @@ kill_meta() {
 	start_one_meta $i
 }
 
+kill_quietly() {
+	kill -KILL "$1" 2>/dev/null
+}
+
 linearizable() {
 	"$top/tests/cluster/linearizable" "$history" "$history.kills"
 }
@@ -106,7 +110,7 @@ start_metas
 start "$tools/history" "$metas" "$seed" "$history"
 history_pid=$pid
 # It insists on its answers for minutes.
-cleanup_fn kill -KILL "$history_pid"
+cleanup_fn kill_quietly "$history_pid"
 wait_until 30 test -s "$history"
 for ((i = 1; i <= kills; i++)); do
 	kill_primary $((i + 1))

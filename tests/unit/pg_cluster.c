@@ -93,12 +93,13 @@ static void init_db(struct pg_cluster *p)
 	}
 }
 
-bool pg_start(struct pg_cluster *p)
+static bool start(struct pg_cluster *p, const char *tmp, bool durable)
 {
 	char sockets[96];
-	char *argv[] = { "postgres", "-D", "data", "-c", "listen_addresses=", "-c", "fsync=off",
-			 "-c", sockets, "-c", "shared_buffers=16MB", "-c", "autovacuum=off",
-			 NULL };
+	char *argv[] = { "postgres", "-D", "data", "-c", "listen_addresses=", "-c",
+			 durable ? "fsync=on" : "fsync=off", "-c", sockets, "-c",
+			 durable ? "shared_buffers=512MB" : "shared_buffers=16MB", "-c",
+			 durable ? "max_wal_size=4GB" : "autovacuum=off", NULL };
 	const struct timespec pause = { .tv_nsec = 20000000 };
 	uint64_t until = clock_mono_ns() + START_S * 1000000000ULL;
 	int status;
@@ -108,7 +109,7 @@ bool pg_start(struct pg_cluster *p)
 		print_message("PostgreSQL is not installed: tools/install-deps build\n");
 		return false;
 	}
-	snprintf(p->dir, sizeof(p->dir), "/tmp/vmdedup-pg.XXXXXX");
+	snprintf(p->dir, sizeof(p->dir), "%.40s/vmdedup-pg.XXXXXX", tmp);
 	assert_non_null(mkdtemp(p->dir));
 	init_db(p);
 	snprintf(sockets, sizeof(sockets), "unix_socket_directories=%s", p->dir);
@@ -122,6 +123,16 @@ bool pg_start(struct pg_cluster *p)
 		nanosleep(&pause, NULL);
 	}
 	return true;
+}
+
+bool pg_start(struct pg_cluster *p)
+{
+	return start(p, "/tmp", false);
+}
+
+bool pg_start_durable(struct pg_cluster *p)
+{
+	return start(p, getenv("TMPDIR") ?: "/var/tmp", true);
 }
 
 void pg_stop(struct pg_cluster *p)

@@ -17,6 +17,8 @@ struct pg_cluster {
 /* False, with a message printed: PostgreSQL is not installed. Anything else that goes wrong fails
  * the test. It ends with this process at the latest. */
 bool pg_start(struct pg_cluster *p);
+/* The same with its commits on the disk, below $TMPDIR, and with more memory: for benchmarks. */
+bool pg_start_durable(struct pg_cluster *p);
 void pg_stop(struct pg_cluster *p); /* and removes the folder */
 
 /* A new schema in it; *out: the URI that names it. */

@@ -19,12 +19,6 @@
 /* A message whose only effect is that the transaction has something to make durable. */
 #define FENCE "SELECT pg_logical_emit_message(true, 'vmdedup', '')"
 
-int pg_init(struct pg *p, const char *where, struct error *err)
-{
-	*p = (struct pg){ .where = strdup(where) };
-	return p->where ? 0 : error_set(err, -ENOMEM, "out of memory");
-}
-
 void pg_drop(struct pg *p)
 {
 	PQfinish(p->conn);
@@ -50,6 +44,22 @@ static const char *flat(const char *message, char text[256])
 		if (text[i] == '\n' || text[i] == '\t')
 			text[i] = ' ';
 	return text;
+}
+
+int pg_init(struct pg *p, const char *where, struct error *err)
+{
+	char *why = NULL, text[256];
+	PQconninfoOption *all = PQconninfoParse(where, &why);
+
+	*p = (struct pg){ 0 };
+	if (!all) {
+		error_set(err, -EINVAL, "the store's URI: %s", flat(why, text));
+		PQfreemem(why);
+		return -EINVAL;
+	}
+	PQconninfoFree(all);
+	p->where = strdup(where);
+	return p->where ? 0 : error_set(err, -ENOMEM, "out of memory");
 }
 
 int pg_lost(struct pg *p, const char *what, struct error *err)
@@ -296,8 +306,8 @@ static int connect_once(struct pg *p, struct error *err)
 		state = flat(PQerrorMessage(p->conn), text);
 		/* libpq does not tell the reasons apart. (A database that does not exist may do so
 		 * on a standby that lags.) */
-		r = PQconnectionNeedsPassword(p->conn) || strstr(state, "authentication failed") ||
-		    strstr(state, "invalid") ? -EACCES : -EHOSTDOWN;
+		r = PQconnectionNeedsPassword(p->conn) || strstr(state, "authentication failed") ?
+			    -EACCES : -EHOSTDOWN;
 		error_set(err, r, "cannot connect to the meta server's store: %s", state);
 		pg_drop(p);
 		return r;

@@ -27,7 +27,7 @@ struct pg {
 	char warning[256];
 };
 
-/* A libpq URI; nothing is connected yet. -ENOMEM. */
+/* A libpq URI; nothing is connected yet. -EINVAL: it is none. */
 int pg_init(struct pg *p, const char *where, struct error *err);
 void pg_drop(struct pg *p); /* the link; it may be used again */
 void pg_free(struct pg *p);

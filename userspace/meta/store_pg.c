@@ -406,9 +406,10 @@ static struct pg_store *new_store(const char *where, struct error *err)
 {
 	struct pg_store *q = calloc(1, sizeof(*q));
 
+	if (!q)
+		error_set(err, -ENOMEM, "out of memory");
 	if (!q || pg_init(&q->pg, where, err)) {
 		free(q);
-		error_set(err, -ENOMEM, "out of memory");
 		return NULL;
 	}
 	q->store.ops = &pg_ops;
@@ -425,7 +426,7 @@ int store_pg_snapshot(struct store **out, const char *where, struct error *err)
 	int r;
 
 	if (!q)
-		return -ENOMEM;
+		return err->code;
 	r = begin(q, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", err);
 	/* The first statement takes the snapshot. */
 	if (!r)
@@ -469,7 +470,7 @@ int store_pg_open(struct store **out, const char *where, bool create, struct err
 	int r;
 
 	if (!q)
-		return -ENOMEM;
+		return err->code;
 	r = store_begin(&q->store, err);
 	if (!r)
 		r = has_cluster(q, err);
