@@ -394,7 +394,7 @@ struct cache {
 	atomic64_t memory;		/* bytes taken now; at most @max_memory */
 	u64 memory_fixed;		/* of these, what does not depend on use */
 	u64 max_memory;
-	bool maps_full;			/* a leaf could not be had */
+	bool maps_full;			/* a leaf could not be had, and there is no room yet */
 	u64 map_reclaims;
 	unsigned int dirty_timeout;	/* seconds that a write waits for a slot; 0: for ever */
 	u64 dirty_bytes;		/* of one volume, before the agent is asked to push */

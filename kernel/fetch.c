@@ -519,7 +519,8 @@ void space_waiters_run(struct cache *c, bool force)
 	struct bio_list bios = BIO_EMPTY_LIST;
 
 	spin_lock(&c->lock);
-	if (force || c->error || (c->nr_pool > c->reserve && c->nr_overlay_pool)) {
+	if (force || c->error ||
+	    (c->nr_pool > c->reserve && c->nr_overlay_pool && !READ_ONCE(c->maps_full))) {
 		bios = c->space_bios;
 		bio_list_init(&c->space_bios);
 	}

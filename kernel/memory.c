@@ -17,6 +17,7 @@
 
 #define RECLAIM_LEAVES	64U		/* given up with one drain */
 #define RECLAIM_PART	32U		/* of the bound: what one reclaim makes free */
+#define LEAF_BYTES_MAX	SZ_128K		/* in a volume of 64 TiB in blocks of 4 KiB */
 
 /* Counts @bytes if they fit under the bound. Not on the hit path. */
 bool memory_take(struct cache *c, u64 bytes)
@@ -215,20 +216,26 @@ static u64 maps_give_up(struct cache *c, u32 *passed)
 	return bytes;
 }
 
-/* In the space worker: makes room for leaves, if one could not be had. True: there is some. */
+/*
+ * In the space worker, after a leaf could not be had: makes room. True: there is some now. Else
+ * @maps_full stays, so that those who wait do not try again and again.
+ */
 bool maps_reclaim(struct cache *c)
 {
-	u64 want = max_t(u64, c->max_memory / RECLAIM_PART, SZ_64K);
+	u64 want = max_t(u64, c->max_memory / RECLAIM_PART, LEAF_BYTES_MAX);
 	u64 freed = 0;
 	u32 passed = 0;
 
 	if (!READ_ONCE(c->maps_full))
 		return false;
-	WRITE_ONCE(c->maps_full, false);
-	/* One more than there are: with the first it may begin in the midst. */
-	while (freed < want && passed <= READ_ONCE(c->nr_volumes))
-		freed += maps_give_up(c, &passed);
-	if (freed)
+	if (memory_left(c) < LEAF_BYTES_MAX) {
+		/* One more than there are: with the first it may begin in the midst. */
+		while (freed < want && passed <= READ_ONCE(c->nr_volumes))
+			freed += maps_give_up(c, &passed);
+		if (!freed)
+			return false;
 		c->map_reclaims++;
-	return freed;
+	}
+	WRITE_ONCE(c->maps_full, false);
+	return true;
 }

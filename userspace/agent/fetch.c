@@ -290,7 +290,7 @@ static void flight_publish(struct agent *a, struct flight *f)
 	memcpy(p.root, w->root.b, FP_SIZE);
 	memcpy(p.fp, f->fp.b, FP_SIZE);
 	if (a->hello.features & DM_DEDUP_FEATURE_SOURCE)
-		p.source = DM_DEDUP_SOURCE_DATA;
+		p.source = f->from_peer ? DM_DEDUP_SOURCE_PEER : DM_DEDUP_SOURCE_DATA;
 	f->state = FLIGHT_PUBLISHING;
 	a->ops->publish(a->ctx, job_start(a, &f->job, JOB_FLIGHT, f), &p);
 }
