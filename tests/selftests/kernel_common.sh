@@ -81,3 +81,10 @@ detach() {
 	done
 	dmsetup remove "$1"
 }
+
+# ended_badly PID: waits for a process of this shell, which must have failed
+ended_badly() {
+	local r=0
+	wait "$1" 2>/dev/null || r=$?
+	[ $r != 0 ] || fail "process $1 saw no error"
+}
