@@ -4,7 +4,7 @@
 # Imports, clones, exports, removals and collections go on while data servers and the meta server are
 # killed, stopped and full: in the end every image that was acknowledged is there, bit by bit.
 #
-#   --minutes N   how long (30 s)
+#   --minutes N   how long (20 s)
 #   --seed S      of what happens when
 
 # shellcheck source=tests/cluster/test_common.sh
@@ -12,7 +12,7 @@
 
 seed=${TEST_SEED:-$RANDOM}
 seconds=$((${TEST_MINUTES:-0} * 60))
-[ $seconds -gt 0 ] || seconds=30
+[ $seconds -gt 0 ] || seconds=20
 servers=5
 RANDOM=$seed
 echo "# seed $seed, $seconds s"

@@ -69,15 +69,15 @@ static int load_targets(struct governor *g, struct probe_target *targets, size_t
 
 	g->nr = *nr = 0;
 	r = store_query(g->m->store, err, &rows,
-			"SELECT id, state, capacity, host, rack, endpoint, curve_key, by_itself "
-			"FROM servers ORDER BY id");
+			"SELECT id, state, capacity, host, rack, endpoint, curve_key, by_itself, "
+			"disk FROM servers ORDER BY id");
 	while (!r && g->nr < META_MAX_SERVERS && (r = rows_next(&rows, err)) > 0) {
 		struct ward *w = &g->wards[g->nr++];
 		struct probe_target *t = &targets[(*nr)++];
 		const void *key;
 		size_t len;
 
-		r = 0;
+		r = rows_bytes(&rows, 8, t->disk, sizeof(t->disk), err);
 		w->id = t->id = (uint32_t)rows_int(&rows, 0);
 		w->state = (enum server_state)rows_int(&rows, 1);
 		w->capacity = (uint64_t)rows_int(&rows, 2);

@@ -105,6 +105,10 @@ static void beat_answered(void *arg, int r, struct net_reply *reply)
 	uint64_t now = clock_mono_ns();
 
 	b->asked = false;
+	/* One that has not joined serves nobody yet. */
+	if (pong && (!pong->map_version || pong->disk.len != sizeof(b->target.disk) ||
+		     memcmp(pong->disk.data, b->target.disk, sizeof(b->target.disk))))
+		pong = NULL;
 	pthread_mutex_lock(&b->p->lock);
 	if (pong) {
 		s->in_a_row = now - b->asked_ns < IN_TIME_NS ? s->in_a_row + 1 : 0;
@@ -324,6 +328,7 @@ int prober_fd(struct prober *p)
 static bool same_target(const struct probe_target *a, const struct probe_target *b)
 {
 	return a->id == b->id && !strcmp(a->endpoint, b->endpoint) && a->has_key == b->has_key &&
+	       !memcmp(a->disk, b->disk, sizeof(a->disk)) &&
 	       (!a->has_key || !memcmp(a->key, b->key, sizeof(a->key)));
 }
 

@@ -12,6 +12,7 @@
 
 struct probe_target {
 	uint32_t id;
+	uint8_t disk[16]; /* another disk's server is no answer */
 	char endpoint[256];
 	uint8_t key[32];
 	bool has_key;
