@@ -34,9 +34,9 @@ static u64 closed_cut(struct volume *vol)
 
 /* ---- CUT ---- */
 
-static int cut_allowed(struct volume *vol)
+static int cut_allowed(struct volume *vol, bool recover)
 {
-	if (vol->rec.flags & (DEDUP_VOL_DIVERGED | DEDUP_VOL_FENCED))
+	if (!recover && vol->rec.flags & (DEDUP_VOL_DIVERGED | DEDUP_VOL_FENCED))
 		return -ESHUTDOWN;
 	if (!(vol->rec.flags & DEDUP_VOL_GRANTED))
 		return -EROFS;
@@ -53,7 +53,7 @@ static int cut_close(struct volume *vol, struct dm_dedup_cut *cut)
 	int r;
 
 	spin_lock(&c->lock);
-	r = cut_allowed(vol);
+	r = cut_allowed(vol, cut->flags & DM_DEDUP_CUT_RECOVER);
 	if (!r && !closed_cut(vol) && vol->nr_dirty) {
 		vol->rec.cut_counter++;
 		WRITE_ONCE(vol->cut_counter, vol->rec.cut_counter);
@@ -327,7 +327,8 @@ static void commit_apply(struct volume *vol, u64 cut)
 static int commit_check(struct volume *vol, const struct dm_dedup_batch *batch)
 {
 	const struct dedup_volume_rec *rec = &vol->rec;
-	int r = cut_allowed(vol);
+	/* What a recipe names is named: a fence in between, or a recovery, changes nothing. */
+	int r = cut_allowed(vol, true);
 
 	if (r)
 		return r;

@@ -158,6 +158,12 @@ fenced() {
 	same
 	expect_error "108" agent cut img
 	expect_error "16" agent release img discard
+	# What it holds can be had, and committed: by somebody who means to.
+	[ "$(field 6)" != 0 ]
+	agent recover img
+	[ "$(field 6)" = 0 ]
+	same
+	expect_error . dd if=/dev/zero of=$vol bs=4k count=1 oflag=direct
 }
 
 run_case "layers, and the same cut until its commit" layers

@@ -230,7 +230,8 @@ static int file_cut(struct cache *c, struct dm_dedup_cut *cut)
 
 	if (!f->connected || !v)
 		return cf_unlock(f, v ? -ENODEV : -ENOENT);
-	if (v->info.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED))
+	if (!(cut->flags & DM_DEDUP_CUT_RECOVER) &&
+	    v->info.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED))
 		return cf_unlock(f, -ESHUTDOWN);
 	cut->cut = 0;
 	cut->lease_epoch = v->info.lease_epoch;

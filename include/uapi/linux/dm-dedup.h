@@ -258,14 +258,19 @@ struct dm_dedup_fail {
 	__s32	result;
 };
 
+/* Also of a diverged or fenced volume: what it holds is to become a new image. */
+#define DM_DEDUP_CUT_RECOVER	(1U << 0)
+
 /**
  * struct dm_dedup_cut - CUT: close all open overlays of a volume
+ * @flags: DM_DEDUP_CUT_RECOVER
  * @cut: out: the cut; the same one again until its COMMIT; 0: nothing was dirty
  * @lease_epoch: out: of the grant
  * @root: out: the parent root, on which the cut stands
  *
  * Returns when counter and data are durable. Works with and without an open device.
- * Errors: ESTALE, ENOENT (no such volume), EROFS, EIO, ESHUTDOWN (diverged or fenced).
+ * Errors: ESTALE, ENOENT (no such volume), EROFS, EIO, ESHUTDOWN (diverged or fenced, without
+ * DM_DEDUP_CUT_RECOVER).
  */
 struct dm_dedup_cut {
 	__u32	size;

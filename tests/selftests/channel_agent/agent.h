@@ -48,6 +48,7 @@ struct agent {
 	struct image images[MAX_IMAGES];
 	int nr_images;
 	bool hold, hold_open, use_map, use_zero, faults, keep, keep_changes, quit;
+	bool recover; /* CUTs of what is fenced or diverged */
 	FILE *changes; /* the file for what the version being merged changes */
 	uint32_t source;
 	char die_at[16];

@@ -56,5 +56,6 @@ int do_cut(struct agent *a, uint64_t volume, struct dm_dedup_cut *cut)
 	cut->size = sizeof(*cut);
 	cut->agent_epoch = a->hello.agent_epoch;
 	cut->volume = volume;
+	cut->flags = a->recover ? DM_DEDUP_CUT_RECOVER : 0;
 	return call(a, DM_DEDUP_CUT, cut);
 }

@@ -147,6 +147,16 @@ static int run_word(struct agent *a, const char *word)
 	return 0;
 }
 
+static int cmd_recover(struct agent *a, const char *what)
+{
+	int r;
+
+	a->recover = true;
+	r = cmd_push(a, what, true);
+	a->recover = false;
+	return r;
+}
+
 int run_command(struct agent *a, int argc, char **argv)
 {
 	const char *word = argv[0];
@@ -167,6 +177,8 @@ int run_command(struct agent *a, int argc, char **argv)
 		return cmd_push(a, argv[0], word[0] == 'p');
 	if (!strcmp(word, "stage"))
 		return cmd_stage(a, argv[0]);
+	if (!strcmp(word, "recover"))
+		return cmd_recover(a, argv[0]);
 	if (!strcmp(word, "release"))
 		return cmd_volume_call(a, DM_DEDUP_RELEASE, argv, argc);
 	if (!strcmp(word, "fence"))

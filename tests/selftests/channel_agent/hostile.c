@@ -142,7 +142,7 @@ static int hostile_volume(struct agent *a)
 int cmd_hostile(struct agent *a)
 {
 	struct dm_dedup_hello h = { .size = sizeof(h), .abi_major = DM_DEDUP_ABI_MAJOR + 1 };
-	struct dm_dedup_cut cut = { .size = sizeof(cut), .flags = 1 };
+	struct dm_dedup_cut cut = { .size = sizeof(cut), .flags = 2 };
 	struct dm_dedup_volume_call vc = { .size = sizeof(vc), .volume = 12345 };
 	struct dm_dedup_reply *rep = calloc(1, sizeof(*rep));
 	char small[16];

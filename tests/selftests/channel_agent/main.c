@@ -28,6 +28,7 @@
  *	stage VOLUME		CUT and the replacements, without the head and the COMMIT
  *	commit VOLUME CUT VERSION	an empty COMMIT with that root
  *	replace VOLUME CUT BLOCK SLOT SEQ	stages that CLEAN slot as the block's new base
+ *	recover VOLUME		a push of a volume that is fenced or diverged
  *	release VOLUME [discard]; fence VOLUME [EPOCH]
  *	clean			prints slot seq of each CLEAN slot
  *	drop SLOT SEQ; dropall	of what is CLEAN
