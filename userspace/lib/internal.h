@@ -5,7 +5,8 @@
  *   cluster.c  connections, the meta server: calls, and mutations one at a time
  *   map.c      the shard map and the data servers it names
  *   blocks.c   gets
- *   push.c     blocks on their way to data servers: TOUCH, PUT, receipts
+ *   push.c     a push as its caller sees it
+ *   push_send.c  its blocks on their way to data servers: TOUCH, PUT, receipts
  *   parts.c    recipe nodes and receipts on their way to the meta server, the commit
  *   nodes.c    recipe nodes from the meta server
  *   gc.c       collection
@@ -175,7 +176,7 @@ void cluster_gets_cancel(struct cluster *c);
 /* What is on its way to @s, or waits for it, is asked of others; a late answer counts for nothing. */
 void cluster_gets_abandon(struct cluster *c, struct server *s);
 
-/* push.c */
+/* push_send.c */
 void cluster_pushes_flush(struct cluster *c);
 void cluster_pushes_requeue(struct cluster *c);
 void cluster_pushes_abandon(struct cluster *c, struct server *s); /* likewise */

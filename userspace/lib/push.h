@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A push, as push.c (blocks) and parts.c (nodes, receipts, commit) share it. */
+/* A push, as push.c, push_send.c (blocks) and parts.c (nodes, receipts, commit) share it. */
 #ifndef VMDEDUP_LIB_PUSH_H
 #define VMDEDUP_LIB_PUSH_H
 
@@ -109,11 +109,23 @@ struct cluster_push {
 };
 
 /* push.c */
+/* It has its receipt, or the push has failed (@r). Not in any server's queue. */
+void cluster_push_block_end(struct cluster_push *p, struct push_block *b, int r);
+/* Its caller's answer, once. */
+void cluster_push_block_answer(struct push_block *b, int missing);
+/* Ends every block but those in messages on their way: they are answered now and end with
+ * their message. */
+void cluster_push_blocks_drop(struct cluster_push *p);
+void cluster_push_blob_put(void *data, void *hint); /* hint: struct blob *; any thread */
 int cluster_push_fail(struct cluster_push *p, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 void cluster_push_put_ref(struct cluster_push *p);
 /* TOUCH these again; their content is not at hand. */
 int cluster_push_redo(struct cluster_push *p, const ProtobufCBinaryData *fps);
+
+/* push_send.c */
+/* To the server that it is asked from, or sent to. */
+void cluster_push_queue(struct cluster_push *p, struct push_block *b);
 
 /* parts.c */
 /* Keeps the reply's receipts; takes over the reply. */
