@@ -226,7 +226,8 @@ static int channel_cut(struct channel *ch, void __user *arg)
 
 	if (copy_from_user(&cut, arg, sizeof(cut)))
 		return -EFAULT;
-	if (cut.size != sizeof(cut) || cut.flags & ~DM_DEDUP_CUT_RECOVER || !all_zero(cut.reserved, sizeof(cut.reserved)))
+	if (cut.size != sizeof(cut) || cut.flags & ~DM_DEDUP_CUT_RECOVER ||
+	    !all_zero(cut.reserved, sizeof(cut.reserved)))
 		return -EINVAL;
 	r = channel_check_epoch(ch, cut.agent_epoch);
 	if (r)

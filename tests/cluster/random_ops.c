@@ -429,15 +429,36 @@ static void op_evict(struct test *t)
 	cache_file_evict_all(t->w->hosts[rnd(t, WORLD_HOSTS)].cache);
 }
 
+static bool is_leased(struct test *t, const char *name)
+{
+	Vmdedup__ImageGet body = VMDEDUP__IMAGE_GET__INIT;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	struct net_reply reply;
+	struct error err;
+	bool leased;
+
+	body.name = (char *)name;
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
+	req.image_get = &body;
+	if (world_call(t->w, &req, &reply, &err))
+		die("image %s: %s", name, err.text);
+	leased = reply.header->image->leased_to.len;
+	net_reply_free(&reply);
+	return leased;
+}
+
 static void detach_image(struct test *t, struct image *im)
 {
 	struct host *h = &t->w->hosts[im->host];
 	struct error err;
+	int r;
 
 	if (cache_file_close(h->cache, im->volume))
 		die("close of %s failed", im->name);
-	if (host_detach(h, im->name, &err))
-		die("detach of %s: %s", im->name, err.text);
+	/* -ENOENT: done, by an agent that died before it could say so. */
+	r = host_detach(h, im->name, &err);
+	if ((r && r != -ENOENT) || is_leased(t, im->name))
+		die("detach of %s: %s", im->name, r ? err.text : "still leased");
 	pushed(im);
 	free(im->live);
 	im->live = NULL;

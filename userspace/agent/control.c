@@ -238,7 +238,7 @@ static void push_done(struct work *w)
 		free(p);
 		return;
 	}
-	if (p->task.kind == TASK_DETACH)
+	if (p->task.kind == TASK_DETACH || p->task.kind == TASK_RECOVER)
 		agent_forget_volume(p->daemon->agent, p->task.name);
 	body.cut = result->cut;
 	body.blocks = result->blocks;
@@ -304,6 +304,23 @@ static void handle_detach(struct daemon *d, struct net_request *req)
 		return;
 	p->task.no_push = msg->no_push;
 	p->task.discard = msg->discard;
+	pusher_submit(d->pusher, &p->task);
+}
+
+static void handle_recover(struct daemon *d, struct net_request *req)
+{
+	const Vmdedup__VolumeRecover *msg = net_request_header(req)->volume_recover;
+	struct push_request *p;
+
+	if (!msg->new_name || !*msg->new_name || strlen(msg->new_name) >= DM_DEDUP_NAME_SIZE) {
+		net_reply_error(req, EINVAL, "the name of an image has 1 to %d bytes",
+				DM_DEDUP_NAME_SIZE - 1);
+		return;
+	}
+	p = push_new(d, req, TASK_RECOVER, msg->name, msg->nonce);
+	if (!p)
+		return;
+	strcpy(p->task.new_image, msg->new_name);
 	pusher_submit(d->pusher, &p->task);
 }
 
@@ -412,6 +429,9 @@ void control_handle(void *ctx, struct net_request *req)
 		break;
 	case VMDEDUP__REQUEST__BODY_VOLUME_DETACH:
 		handle_detach(d, req);
+		break;
+	case VMDEDUP__REQUEST__BODY_VOLUME_RECOVER:
+		handle_recover(d, req);
 		break;
 	case VMDEDUP__REQUEST__BODY_VOLUME_PREPARE:
 		handle_prepare(d, req);

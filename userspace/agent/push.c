@@ -7,6 +7,7 @@
 #include "base/log.h"
 
 #define COMMIT_BATCH 512
+#define PUBLISH_BATCH 64 /* DM_DEDUP_MAX_PUBLISH */
 
 /* What is kept of an overlay until the kernel's COMMIT. */
 struct overlay {
@@ -15,6 +16,7 @@ struct overlay {
 	struct fp parent; /* of the block in the parent recipe */
 	bool own;	  /* complete, in a slot of its own that matches fp */
 	bool known;	  /* fp is the new recipe's */
+	void *kept;	  /* the whole block of a partial overlay: its new base, if there is room */
 };
 
 /* One overlay while it is composed. */
@@ -36,7 +38,7 @@ struct push {
 	bool done; /* the meta server has committed this cut */
 	size_t block_size;
 	struct overlay *overlays;
-	size_t nr_overlays, room;
+	size_t nr_overlays, room, kept_bytes;
 	struct chunk_item chunk[PUSH_CHUNK];
 	void *buffers;
 };
@@ -169,6 +171,19 @@ static int get_bases(struct push *p, size_t count)
 	return r;
 }
 
+/* A partial overlay's slot goes with the COMMIT. The block that it made is at hand now, and would
+ * have to be got from a server the next time the guest reads it. */
+static void keep_block(struct push *p, struct overlay *o, const void *data)
+{
+	if (o->own || p->kept_bytes + p->block_size > PUSH_KEEP_BYTES)
+		return;
+	o->kept = malloc(p->block_size);
+	if (!o->kept)
+		return;
+	memcpy(o->kept, data, p->block_size);
+	p->kept_bytes += p->block_size;
+}
+
 static int store_chunk(struct push *p, size_t count)
 {
 	struct overlay *o;
@@ -185,6 +200,8 @@ static int store_chunk(struct push *p, size_t count)
 		o->own = p->chunk[i].entry.flags & DM_DEDUP_CUT_COMPLETE &&
 			 !(p->chunk[i].entry.flags & DM_DEDUP_CUT_NO_SLOT);
 		o->known = true;
+		if (!fp_is_zero(&o->fp))
+			keep_block(p, o, p->chunk[i].data);
 		if (fp_is_zero(&o->fp) || fp_equal(&o->fp, &o->parent))
 			continue;
 		r = p->env->net->block(p->env->net_ctx, &o->fp, p->chunk[i].data, p->block_size,
@@ -343,7 +360,39 @@ static int make_root(struct push *p)
 
 /* ---- the kernel's COMMIT ---- */
 
-static void choose_replacements(struct push *p, const struct overlay *o,
+/* Equal blocks of one cut: the first of them keeps its slot, and the others are mapped to it when
+ * they are read. @owners: by a hash of the fingerprint. True: @i is not the first. */
+struct owners {
+	size_t mask;
+	size_t slots[]; /* number of the overlay + 1; 0: free */
+};
+
+static struct owners *owners_new(size_t count)
+{
+	size_t size = 64;
+	struct owners *w;
+
+	while (size < 2 * count)
+		size *= 2;
+	w = calloc(1, sizeof(*w) + size * sizeof(w->slots[0]));
+	if (w)
+		w->mask = size - 1;
+	return w;
+}
+
+static bool is_owned(struct owners *w, const struct overlay *all, size_t i)
+{
+	uint64_t h;
+
+	memcpy(&h, all[i].fp.b, sizeof(h));
+	for (; w->slots[h & w->mask]; h++)
+		if (fp_equal(&all[w->slots[h & w->mask] - 1].fp, &all[i].fp))
+			return true;
+	w->slots[h & w->mask] = i + 1;
+	return false;
+}
+
+static void choose_replacements(struct push *p, struct owners *owners, const struct overlay *o,
 				struct dm_dedup_replacement *r, size_t count)
 {
 	uint64_t slots[COMMIT_BATCH], seqs[COMMIT_BATCH] = { 0 };
@@ -364,7 +413,7 @@ static void choose_replacements(struct push *p, const struct overlay *o,
 			r[i].kind = DM_DEDUP_BASE_SLOT;
 			r[i].slot = slots[i];
 			r[i].seq = seqs[i];
-		} else if (o[i].own) {
+		} else if (o[i].own && !is_owned(owners, p->overlays, &o[i] - p->overlays)) {
 			r[i].kind = DM_DEDUP_BASE_OWN;
 			r[i].slot = o[i].slot;
 			r[i].seq = o[i].seq;
@@ -391,8 +440,50 @@ static void note_clean(struct push *p, const struct dm_dedup_replacement *r, siz
 		p->env->clean_slots(p->env->ctx, clean, n);
 }
 
+static void publish_kept(struct push *p, const struct dm_dedup_publish *publish, size_t count)
+{
+	struct dm_dedup_clean_entry clean[PUBLISH_BATCH];
+	size_t i, n = 0;
+
+	for (i = 0; i < count; i++) {
+		if (publish[i].result)
+			continue;
+		clean[n].slot = publish[i].slot;
+		clean[n].seq = publish[i].seq;
+		memcpy(clean[n++].fp, publish[i].fp, FP_SIZE);
+	}
+	if (n)
+		p->env->clean_slots(p->env->ctx, clean, n);
+}
+
+/* Unasked: what the cache has no room for, or has meanwhile, is left out. */
+static void publish_all_kept(struct push *p, const struct dm_dedup_replacement *r)
+{
+	struct dm_dedup_publish publish[PUBLISH_BATCH];
+	struct cache *c = p->env->cache;
+	size_t i, n = 0;
+
+	for (i = 0; i < p->nr_overlays; i++) {
+		if (p->overlays[i].kept && r[i].kind == DM_DEDUP_BASE_NONE) {
+			memset(&publish[n], 0, sizeof(publish[n]));
+			publish[n].volume = p->volume->volume;
+			publish[n].block = p->overlays[i].block;
+			publish[n].data = (uintptr_t)p->overlays[i].kept;
+			memcpy(publish[n].root, p->root.b, FP_SIZE);
+			memcpy(publish[n++].fp, p->overlays[i].fp.b, FP_SIZE);
+		}
+		if (n == PUBLISH_BATCH || (n && i + 1 == p->nr_overlays)) {
+			if (c->ops->publish(c, publish, n))
+				return;
+			publish_kept(p, publish, n);
+			n = 0;
+		}
+	}
+}
+
 static int commit_to_kernel(struct push *p)
 {
+	struct owners *owners = owners_new(p->nr_overlays);
 	struct dm_dedup_replacement *r;
 	struct cache *c = p->env->cache;
 	size_t at = 0, n;
@@ -400,12 +491,14 @@ static int commit_to_kernel(struct push *p)
 
 	/* All of them at hand until the last batch has answered: slots become CLEAN with it. */
 	r = calloc(MAX(p->nr_overlays, 1), sizeof(*r));
-	if (!r)
-		return error_set(p->err, -ENOMEM, "out of memory for a push of volume %s",
-				 p->volume->name);
+	if (!r || !owners) {
+		ret = error_set(p->err, -ENOMEM, "out of memory for a push of volume %s",
+				p->volume->name);
+		goto free_replacements;
+	}
 	do {
 		n = MIN(p->nr_overlays - at, COMMIT_BATCH);
-		choose_replacements(p, p->overlays + at, r + at, n);
+		choose_replacements(p, owners, p->overlays + at, r + at, n);
 		ret = c->ops->commit(c, p->volume->volume, p->cut.cut, p->root.b,
 				     p->cut.lease_epoch, r + at, n, at + n < p->nr_overlays);
 		at += n;
@@ -419,8 +512,11 @@ static int commit_to_kernel(struct push *p)
 		n = MIN(p->nr_overlays - at, COMMIT_BATCH);
 		note_clean(p, r + at, n);
 	}
+	if (!ret)
+		publish_all_kept(p, r);
 	ret = 0;
 free_replacements:
+	free(owners);
 	free(r);
 	return ret;
 }
@@ -460,9 +556,23 @@ static int push_begun(struct push *p, struct push_result *result)
 	return commit_to_kernel(p);
 }
 
+static void name_push(struct push *p, const struct push_recover *recover, struct push_name *name)
+{
+	memcpy(name->image, p->volume->image, sizeof(name->image));
+	name->lease_epoch = p->cut.lease_epoch;
+	if (recover) {
+		name->new_image = recover->new_image;
+		memcpy(name->image, recover->image.b, sizeof(name->image));
+		name->lease_epoch = recover->epoch;
+	}
+	name->size = p->volume->size;
+	name->cut = p->cut.cut;
+	name->parent = p->parent;
+}
+
 int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *volume,
-		bool make_version, const char *label, struct push_result *result,
-		struct error *err)
+		struct push_recover *recover, bool make_version, const char *label,
+		struct push_result *result, struct error *err)
 {
 	struct push p = {
 		.env = env,
@@ -471,9 +581,11 @@ int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *v
 		.block_size = (size_t)1 << env->block_shift,
 	};
 	struct push_name name = { .make_version = make_version, .label = label };
+	size_t i;
 	int r;
 
 	memset(result, 0, sizeof(*result));
+	p.cut.flags = recover ? DM_DEDUP_CUT_RECOVER : 0;
 	r = cut_volume(&p);
 	if (r)
 		return r;
@@ -489,16 +601,15 @@ int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *v
 		free(p.buffers);
 		return error_set(err, r, "cannot open the cache's slots: %s", strerror(-r));
 	}
-	memcpy(name.image, volume->image, sizeof(name.image));
-	name.lease_epoch = p.cut.lease_epoch;
-	name.cut = p.cut.cut;
-	name.parent = p.parent;
+	name_push(&p, recover, &name);
 	r = env->net->begin(env->net_ctx, &name, &p.done, &p.root, err);
 	if (!r) {
 		r = push_begun(&p, result);
 		env->net->end(env->net_ctx);
 	}
 	env->cache->ops->close_slots(env->cache);
+	for (i = 0; i < p.nr_overlays; i++)
+		free(p.overlays[i].kept);
 	free(p.overlays);
 	free(p.buffers);
 	return r;

@@ -8,7 +8,8 @@
  * returns the same cut until the kernel has committed it, servers are asked before a block is
  * sent, and the meta server answers a committed cut with its root.
  *
- * Memory: PUSH_CHUNK blocks and as many bases, and 200 bytes for each overlay of the cut.
+ * Memory: PUSH_CHUNK blocks and as many bases, PUSH_KEEP_BYTES, and 220 bytes for each overlay of
+ * the cut.
  */
 #ifndef VMDEDUP_AGENT_PUSH_H
 #define VMDEDUP_AGENT_PUSH_H
@@ -16,11 +17,15 @@
 #include "agent/cache.h"
 #include "base/error.h"
 #include "base/fingerprint.h"
+#include "base/uuid.h"
 #include "proto/recipe.h"
 
-#define PUSH_CHUNK 16
+#define PUSH_CHUNK	16
+#define PUSH_KEEP_BYTES (32U << 20) /* of blocks that were completed from their base */
 
 struct push_name { /* what a push is called; see PushBegin */
+	const char *new_image; /* or NULL: all below but the version's are not used */
+	uint64_t size;
 	uint8_t image[DM_DEDUP_UUID_SIZE];
 	uint64_t lease_epoch;
 	uint64_t cut;
@@ -35,6 +40,7 @@ struct push_result {
 	uint64_t new_blocks; /* of them sent */
 	uint64_t bytes_sent;
 	uint64_t version;
+	struct uuid image; /* that has the new root */
 	struct fp root;
 };
 
@@ -73,9 +79,19 @@ struct push_env {
 	void *ctx;
 };
 
-/* @volume: its record. @make_version, @label: of the version that the push makes. */
+/*
+ * Instead of to its own image, what a diverged volume holds goes to another one that stands on the
+ * same root: first a new one, then, for what lies above the first cut, to that one.
+ */
+struct push_recover {
+	const char *new_image; /* NULL: to @image under the lease @epoch */
+	struct uuid image;     /* set by the push that makes it */
+	uint64_t epoch;
+};
+
+/* @volume: its record. @recover: see there, or NULL. @make_version, @label: of the version that the push makes. */
 int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *volume,
-		bool make_version, const char *label, struct push_result *result,
-		struct error *err);
+		struct push_recover *recover, bool make_version, const char *label,
+		struct push_result *result, struct error *err);
 
 #endif

@@ -17,10 +17,16 @@ static int begin(void *ctx, const struct push_name *name, bool *done, struct fp 
 	struct push_cluster *s = ctx;
 	struct error own = { 0 };
 
-	msg.image = bytes(name->image, sizeof(name->image));
-	msg.lease_epoch = name->lease_epoch;
-	msg.cut = name->cut;
-	msg.parent_root = bytes(name->parent.b, sizeof(name->parent.b));
+	if (name->new_image) {
+		msg.name = (char *)name->new_image;
+		msg.size = name->size;
+		msg.domain = cluster_params(s->cluster)->domain;
+	} else {
+		msg.image = bytes(name->image, sizeof(name->image));
+		msg.lease_epoch = name->lease_epoch;
+		msg.cut = name->cut;
+		msg.parent_root = bytes(name->parent.b, sizeof(name->parent.b));
+	}
 	msg.make_version = name->make_version;
 	if (name->label)
 		msg.label = (char *)name->label;
@@ -58,6 +64,8 @@ static int commit(void *ctx, const struct fp *root, struct push_result *result, 
 	result->bytes_sent = stats.bytes_sent;
 	if (reply) {
 		result->version = reply->version;
+		if (reply->image.len == sizeof(result->image.b))
+			memcpy(result->image.b, reply->image.data, sizeof(result->image.b));
 		vmdedup__push_commit_reply__free_unpacked(reply, NULL);
 	}
 	return 0;

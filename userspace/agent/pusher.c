@@ -18,6 +18,7 @@
 #define OPEN_TIMEOUT_MS	 3000
 #define META_TIMEOUT_MS	 5000
 #define MAX_DISCARDED	 64
+#define PUSH_TRIES	 8 /* of one push whose blocks collections take away */
 #define MAX_WANTS	 256 /* volumes with a wish or a failure; beyond it the look finds them */
 
 /* A volume that wants a push, or whose last one failed. */
@@ -189,12 +190,22 @@ static int need_cluster(struct pusher *p, struct error *err)
 static int push_once(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
 		     const char *label, struct push_result *result, struct error *err)
 {
-	int r;
+	int r, tries;
 
 	memset(result, 0, sizeof(*result));
 	r = need_cluster(p, err);
-	if (!r)
-		r = push_volume(&p->env, v, make_version, label, result, err);
+	/* -EAGAIN: a collection took blocks that the data servers had when they were asked. The same
+	 * cut again finds them missing, and sends them. */
+	for (tries = 0; !r && tries < PUSH_TRIES; tries++) {
+		err->code = 0;
+		r = push_volume(&p->env, v, NULL, make_version, label, result, err);
+		if (r != -EAGAIN)
+			break;
+		log_info("volume %s: its push begins again: %s", v->name, err->text);
+		r = 0;
+	}
+	if (!r && tries == PUSH_TRIES)
+		r = -EAGAIN;
 	if (r == -ESTALE)
 		fence_if_lost(p, v);
 	if (r)
@@ -541,6 +552,67 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 				    &task->err);
 }
 
+/* What lies above the first cut follows, under a lease on the new image that ends at once. */
+static int recover_the_rest(struct pusher *p, struct pusher_task *task,
+			    const struct dm_dedup_volume_info *v, struct push_recover *to)
+{
+	struct agent_lease lease = { .image = to->image };
+	struct push_result rest;
+	struct uuid cache;
+	int r;
+
+	holder(p, &cache);
+	r = network_take_lease(p->servers.cluster, &cache, p->params.host, &lease, META_TIMEOUT_MS,
+			       &task->err);
+	if (r)
+		return r;
+	to->new_image = NULL;
+	to->epoch = lease.epoch;
+	r = push_volume(&p->env, v, to, false, NULL, &rest, &task->err);
+	if (!r && rest.cut) {
+		task->result.root = rest.root;
+		task->result.blocks += rest.blocks;
+		task->result.new_blocks += rest.new_blocks;
+		task->result.bytes_sent += rest.bytes_sent;
+	}
+	return r ?: push_cluster_release(&p->servers, &to->image, &cache, to->epoch,
+					 META_TIMEOUT_MS, &task->err);
+}
+
+/* A volume whose lease is lost: what it holds becomes a new image over the root that it stands
+ * on, which its broken lease keeps; then the volume and that lease are given up. */
+static int task_recover(struct pusher *p, struct pusher_task *task)
+{
+	struct push_recover to = { .new_image = task->new_image };
+	struct dm_dedup_volume_info v;
+	struct uuid image, cache;
+	int r;
+
+	r = find_volume(p, task, &v, &task->err) ?: need_cluster(p, &task->err);
+	if (r)
+		return r;
+	if (!(v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED)))
+		return error_set(&task->err, -EINVAL, "volume %s has not diverged: push it", v.name);
+	if (v.flags & DM_DEDUP_VOL_OPEN)
+		return error_set(&task->err, -EBUSY,
+				 "volume %s is still open: remove its device first (dmsetup remove)",
+				 v.name);
+	r = push_volume(&p->env, &v, &to, false, NULL, &task->result, &task->err);
+	if (r)
+		return r;
+	if (!task->result.cut)
+		return error_set(&task->err, -ENODATA, "volume %s holds nothing that was not pushed: "
+				 "`vmdedup volume detach %s --discard` gives it up", v.name, v.name);
+	to.image = task->result.image;
+	r = recover_the_rest(p, task, &v, &to) ?: release_volume(p, &v, true, &task->err);
+	if (r)
+		return r;
+	memcpy(image.b, v.image, sizeof(image.b));
+	holder(p, &cache);
+	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
+				    &task->err);
+}
+
 static void run_task(struct pusher *p, struct pusher_task *task)
 {
 	uint64_t start = clock_mono_ns();
@@ -555,6 +627,9 @@ static void run_task(struct pusher *p, struct pusher_task *task)
 		break;
 	case TASK_DISCARD:
 		r = task_discard(p, task);
+		break;
+	case TASK_RECOVER:
+		r = task_recover(p, task);
 		break;
 	default:
 		r = -EINVAL;

@@ -25,7 +25,7 @@ struct pusher_params {
 	struct agent *agent; /* used on the loop's thread only */
 };
 
-enum pusher_task_kind { TASK_PUSH, TASK_DETACH, TASK_DISCARD };
+enum pusher_task_kind { TASK_PUSH, TASK_DETACH, TASK_DISCARD, TASK_RECOVER };
 
 /* Something asked for; ->work.done runs on the loop's thread when it has ended. */
 struct pusher_task {
@@ -36,6 +36,7 @@ struct pusher_task {
 	uint64_t volume;	       /* DISCARD: instead of the name */
 	bool make_version;
 	char label[256];
+	char new_image[DM_DEDUP_NAME_SIZE]; /* RECOVER: what it becomes */
 	bool no_push; /* DETACH: fails when something is unpushed */
 	bool discard; /* DETACH: gives unpushed data of an ephemeral or diverged volume up */
 	struct push_result result;

@@ -49,6 +49,10 @@ int cluster_resume_run(struct cli *cli, const struct verb *verb, int argc, char 
 int import_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int diff_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int leases_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int break_lease_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int recover_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 
 /* ---- options (options.c) ---- */
 

@@ -152,11 +152,51 @@ static bool gc_stopped(void *arg)
 	return cli_stopped();
 }
 
+/* What waits to be collected; nothing is done. */
+static int gc_status(struct connection *cn, bool json, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT, ask = VMDEDUP__REQUEST__INIT;
+	Vmdedup__GcStep step = VMDEDUP__GC_STEP__INIT;
+	Vmdedup__ClusterInfo info = VMDEDUP__CLUSTER_INFO__INIT;
+	struct net_reply reply = { 0 }, about = { 0 };
+	json_int_t dying, dead, pushes;
+	int r;
+
+	step.status = true;
+	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
+	req.gc_step = &step;
+	ask.body_case = VMDEDUP__REQUEST__BODY_CLUSTER_INFO;
+	ask.cluster_info = &info;
+	r = cluster_call(cn->cluster, &req, NULL, 0, CLI_TIMEOUT_MS, &reply, err);
+	if (!r)
+		r = cluster_call(cn->cluster, &ask, NULL, 0, CLI_TIMEOUT_MS, &about, err);
+	if (!r && (reply.header->body_case != VMDEDUP__REPLY__BODY_GC_STEP ||
+		   about.header->body_case != VMDEDUP__REPLY__BODY_CLUSTER_INFO))
+		r = error_set(err, -EPROTO, "the meta server answered with something else");
+	if (r)
+		goto free_replies;
+	dying = (json_int_t)reply.header->gc_step->dying_nodes;
+	dead = (json_int_t)reply.header->gc_step->dead_blocks;
+	pushes = (json_int_t)about.header->cluster_info->pushes;
+	if (json)
+		json_show(json_pack("{s:I, s:I, s:I}", "dying_nodes", dying, "dead_blocks", dead,
+				    "open_pushes", pushes));
+	else
+		printf("%lld recipe nodes wait to be taken apart, %lld blocks to be collected; %lld pushes "
+		       "are open\n", (long long)dying, (long long)dead, (long long)pushes);
+free_replies:
+	net_reply_free(&about);
+	net_reply_free(&reply);
+	return r;
+}
+
 static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
-	bool json = false, full = false;
+	bool json = false, full = false, now = false, status = false;
 	uint64_t idle = 0;
 	const struct opt opts[] = {
+		OPT_FLAG("status", &status, "only say what waits to be collected"),
+		OPT_FLAG("now", &now, "collect now (what the command does without options)"),
 		OPT_NUMBER("idle-pushes", "SECONDS", &idle,
 			   "first give up pushes that nobody has continued for so long (900)"),
 		OPT_FLAG("full", &full, "also list every copy on the data servers and delete unknown ones"),
@@ -170,9 +210,18 @@ static int gc_run(struct cli *cli, const struct verb *verb, int argc, char **arg
 
 	if (!cli_options(verb, opts, &argc, &argv, 0, 0, &code))
 		return code;
+	if (status && (now || full)) {
+		fputs("vmdedup: --status collects nothing: leave --now and --full out\n", stderr);
+		return EXIT_USAGE;
+	}
 	r = connect_open(&cn, &cli->conf, &err);
 	if (r)
 		return cli_fail(&err);
+	if (status) {
+		r = gc_status(&cn, json, &err);
+		connect_close(&cn);
+		return r ? cli_fail(&err) : EXIT_OK;
+	}
 	cli_catch_signals();
 	r = cluster_gc(cn.cluster, full, idle, gc_stopped, NULL, &stats, &err);
 	connect_close(&cn);
@@ -343,6 +392,7 @@ const struct verb cluster_verbs[] = {
 	  "  vmdedup cluster set --out-after 1800s\n", cluster_set_run },
 	{ "cluster", "gc", "", "collect what no image names any more",
 	  "examples:\n"
+	  "  vmdedup cluster gc --status\n"
 	  "  vmdedup cluster gc\n"
 	  "  vmdedup cluster gc --full\n", gc_run },
 	{ "cluster", "check", "", "check the meta server's counts against its recipes",

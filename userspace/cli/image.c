@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* vmdedup image: the verbs that only ask the meta server. */
+/* vmdedup image: the verbs that ask the meta server; a clone may ask the agent to push first. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include "base/clock.h"
+#include "base/uuid.h"
+#include "cli/agent.h"
 #include "cli/connect.h"
 #include "cli/ui.h"
 #include "proto/limits.h"
@@ -176,17 +178,12 @@ static int show_run(struct cli *cli, const struct verb *verb, int argc, char **a
 
 /* Sends the request; the image in the answer, if there is one, is shown with @json, with the
  * seconds between request and answer. */
-static int mutate(struct cli *cli, Vmdedup__Request *req, bool json)
+static int mutate_on(struct connection *cn, Vmdedup__Request *req, bool json, struct error *err)
 {
-	struct connection cn;
-	struct net_reply reply;
-	struct error err = { 0 };
-	int r = connect_open(&cn, &cli->conf, &err);
 	uint64_t start = clock_mono_ns();
+	struct net_reply reply;
+	int r = cluster_mutate(cn->cluster, req, NULL, 0, CLI_TIMEOUT_MS, &reply, err);
 
-	if (r)
-		return cli_fail(&err);
-	r = cluster_mutate(cn.cluster, req, NULL, 0, CLI_TIMEOUT_MS, &reply, &err);
 	if (!r && json && reply.header->body_case == VMDEDUP__REPLY__BODY_IMAGE) {
 		json_t *image = image_json(reply.header->image);
 
@@ -195,34 +192,116 @@ static int mutate(struct cli *cli, Vmdedup__Request *req, bool json)
 		json_show(image);
 	}
 	net_reply_free(&reply);
-	connect_close(&cn);
+	return r;
+}
+
+static int mutate(struct cli *cli, Vmdedup__Request *req, bool json)
+{
+	struct connection cn;
+	struct error err = { 0 };
+	int r = connect_open(&cn, &cli->conf, &err);
+
+	if (!r) {
+		r = mutate_on(&cn, req, json, &err);
+		connect_close(&cn);
+	}
 	return r ? cli_fail(&err) : EXIT_OK;
+}
+
+/* The cache of this host's agent; false: there is none. */
+static bool own_cache(struct agent_link *a, uint8_t cache[16])
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__AgentStatus body = VMDEDUP__AGENT_STATUS__INIT;
+	struct net_reply reply = { 0 };
+	bool found = false;
+
+	req.body_case = VMDEDUP__REQUEST__BODY_AGENT_STATUS;
+	req.agent_status = &body;
+	if (!agent_call(a, &req, VMDEDUP__REPLY__BODY_AGENT_STATUS, AGENT_TIMEOUT_MS, &reply, NULL) &&
+	    reply.header->agent_status->cache.len == 16) {
+		memcpy(cache, reply.header->agent_status->cache.data, 16);
+		found = true;
+	}
+	net_reply_free(&reply);
+	return found;
+}
+
+static int push_first(struct agent_link *a, const Vmdedup__Image *im, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__VolumePush push = VMDEDUP__VOLUME_PUSH__INIT;
+	struct net_reply reply = { 0 };
+	char uuid[UUID_TEXT_SIZE];
+	struct uuid image;
+	int r;
+
+	memcpy(image.b, im->uuid.data, sizeof(image.b));
+	push.name = (char *)uuid_to_text(&image, uuid); /* the volume may know an older name */
+	push.nonce = agent_nonce();
+	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_PUSH;
+	req.volume_push = &push;
+	r = agent_call(a, &req, VMDEDUP__REPLY__BODY_VOLUME_PUSH, -1, &reply, err);
+	net_reply_free(&reply);
+	return r ? error_prefix(err, "push of %s before it is cloned", im->name) : 0;
+}
+
+/* What a running volume has written is to be in its clone: cut and pushed by this host's agent. */
+static int push_if_attached(struct cli *cli, struct connection *cn, const char *name,
+			    struct error *err)
+{
+	Vmdedup__Image *im = NULL;
+	struct agent_link a;
+	uint8_t cache[16];
+	int r = cli_image_get(cn, name, 0, &im, err);
+
+	if (r || im->leased_to.len != sizeof(cache))
+		goto free_image;
+	r = agent_open(&a, &cli->conf, NULL) || !own_cache(&a, cache) ||
+	    memcmp(cache, im->leased_to.data, sizeof(cache)) ? -EBUSY : 0;
+	if (r)
+		error_set(err, r, "image %s is attached on host %s, and what it wrote since its last "
+			  "push is known there alone: clone it there, or say --head to clone the last "
+			  "push", name, im->leased_host);
+	else
+		r = push_first(&a, im, err);
+	agent_close(&a);
+free_image:
+	cli_image_free(im);
+	return r;
 }
 
 static int clone_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
-	bool json = false;
+	bool json = false, head = false;
 	uint64_t version = 0;
 	const struct opt opts[] = {
 		OPT_FLAG("json", &json, "print the new image as JSON"),
 		OPT_NUMBER("version", "N", &version, "of that version instead of the head"),
+		OPT_FLAG("head", &head, "of an attached image: as last pushed, without a push now"),
 		OPT_END
 	};
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ImageClone clone = VMDEDUP__IMAGE_CLONE__INIT;
+	struct connection cn;
 	struct error err = { 0 };
-	int code;
+	int code, r;
 
 	if (!cli_options(verb, opts, &argc, &argv, 2, 2, &code))
 		return code;
-	if (cli_name_check(argv[0], &err) || cli_name_check(argv[1], &err))
+	if (cli_name_check(argv[0], &err) || cli_name_check(argv[1], &err) ||
+	    connect_open(&cn, &cli->conf, &err))
 		return cli_fail(&err);
 	clone.source = argv[0];
 	clone.source_version = version;
 	clone.name = argv[1];
 	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_CLONE;
 	req.image_clone = &clone;
-	return mutate(cli, &req, json);
+	r = version || head ? 0 : push_if_attached(cli, &cn, argv[0], &err);
+	if (!r)
+		r = mutate_on(&cn, &req, json, &err);
+	connect_close(&cn);
+	return r ? cli_fail(&err) : EXIT_OK;
 }
 
 static int rm_one(struct cluster *c, const char *name, struct error *err)
@@ -444,6 +523,8 @@ const struct verb image_verbs[] = {
 	  "  vmdedup image export web-01 web-01.raw\n"
 	  "  vmdedup image export web-01 --version 3 --force /dev/vg0/restore\n", export_run },
 	{ "image", "clone", "SOURCE NAME", "a new image that starts as a copy, in constant time",
+	  "Of an image that is attached on this host its volume is cut and pushed first; the guest goes\n"
+	  "on meanwhile.\n\n"
 	  "examples:\n"
 	  "  vmdedup image clone debian-12 web-01\n"
 	  "  vmdedup image clone web-01 --version 3 web-01-old\n", clone_run },
@@ -470,6 +551,11 @@ const struct verb image_verbs[] = {
 	  "For a volume that is attached: `vmdedup volume push --version` pushes first.\n\n"
 	  "examples:\n"
 	  "  vmdedup image snapshot web-01 --label \"before the upgrade\"\n", snapshot_run },
+	{ "image", "diff", "NAME [OTHER]", "which blocks differ between versions or images",
+	  "examples:\n"
+	  "  vmdedup image diff web-01 --from 3\n"
+	  "  vmdedup image diff web-01 --from 3 --to 4 --ranges\n"
+	  "  vmdedup image diff debian-12 web-01 --json\n", diff_run },
 	{ "image", "history", "NAME", "list an image's versions",
 	  "examples:\n"
 	  "  vmdedup image history web-01\n", history_run },

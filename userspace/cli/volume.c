@@ -480,5 +480,20 @@ const struct verb volume_verbs[] = {
 	{ "volume", "ls", "", "list this host's volumes",
 	  "examples:\n"
 	  "  vmdedup volume ls\n", ls_run },
+	{ "volume", "leases", "", "list the leases of all hosts",
+	  "examples:\n"
+	  "  vmdedup volume leases\n", leases_run },
+	{ "volume", "break-lease", "IMAGE", "take an image from a host that is gone",
+	  "Says what would be lost, and does nothing without --yes. The host may still be running.\n"
+	  "What it had not pushed stays recoverable there until the broken lease is forgotten.\n\n"
+	  "examples:\n"
+	  "  vmdedup volume break-lease web-01\n"
+	  "  vmdedup volume break-lease web-01 --yes\n"
+	  "  vmdedup volume break-lease web-01 --forget --yes\n", break_lease_run },
+	{ "volume", "recover", "VOLUME NEW", "make what a diverged volume holds a new image",
+	  "The new image is what the guest had last written, over the root on which the volume stood.\n"
+	  "Then the volume is given up.\n\n"
+	  "examples:\n"
+	  "  vmdedup volume recover web-01 web-01-of-host3\n", recover_run },
 	{ 0 }
 };

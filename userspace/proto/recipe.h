@@ -79,6 +79,12 @@ int recipe_walk(const struct fp *root, uint64_t size, unsigned int block_shift,
 		void *ctx,
 		int (*visit)(void *arg, uint64_t block, uint64_t run, const struct fp *fp),
 		void *arg, struct error *err);
+/* Visit the blocks that differ between two recipes of one size, in order; only ->get is used, and
+ * only for paths that differ. A non-zero return of @visit ends it with that value. */
+int recipe_diff(const struct fp *a, const struct fp *b, uint64_t size, unsigned int block_shift,
+		enum fp_algorithm alg, const struct recipe_ops *ops, void *ctx,
+		int (*visit)(void *arg, uint64_t block, const struct fp *from, const struct fp *to),
+		void *arg, struct error *err);
 /* The fingerprint of one block. */
 int recipe_lookup(const struct fp *root, uint64_t size, unsigned int block_shift,
 		  enum fp_algorithm alg, uint64_t block, const struct recipe_ops *ops, void *ctx,
