@@ -390,6 +390,7 @@ bool daemon_free(struct daemon *d)
 	if (d->cache)
 		d->cache->ops->disconnect(d->cache); /* no call waits for a parked answer now */
 	pool_free(d->calls);
+	d->calls = NULL; /* what the last answers ask for is not done any more */
 	pusher_free(d->pusher);
 	if (d->loop)
 		loop_run(d->loop); /* the last answers; they free what was asked */

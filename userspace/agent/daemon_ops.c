@@ -105,8 +105,11 @@ static void call_done(struct work *w)
 
 static struct cache_call *call_new(struct daemon *d, enum cache_call_kind kind, uint64_t id)
 {
-	struct cache_call *call = calloc(1, sizeof(*call));
+	struct cache_call *call;
 
+	if (!d->calls)
+		return NULL;
+	call = calloc(1, sizeof(*call));
 	if (!call) { /* the request stays with the kernel, which hands it to the next agent */
 		log_error("out of memory for a call of the channel");
 		return NULL;
