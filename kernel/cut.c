@@ -365,6 +365,7 @@ static int commit(struct volume *vol, struct dm_dedup_batch *batch,
 		commit_apply(vol, batch->cut);
 	commit_unstage(vol);
 	if (planted(PLANTED_COMMIT_BEFORE_ROOT)) {
+		dedup_store_sync(c->store);
 		spin_lock(&c->lock);
 		volume_changed(vol);
 		spin_unlock(&c->lock);

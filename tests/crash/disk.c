@@ -2,7 +2,7 @@
 /*
  * disk: a disk for a virtual machine that records every write in the order of its arrival
  *
- *	disk [-k ENTRIES] FILE SOCKET ACK-SOCKET LOG
+ *	disk [-k|-K ENTRIES] FILE SOCKET ACK-SOCKET LOG
  *
  * Serves the content of FILE over NBD on SOCKET, and a disk of 64 sectors for acknowledgements on
  * ACK-SOCKET: what is written there gets into the same log. FILE is not written to: what a
@@ -10,6 +10,7 @@
  *
  *	-k ENTRIES	kills the machine (with SIGKILL) when so many entries have been logged
  *			after the first acknowledgement
+ *	-K ENTRIES	likewise, after the first write
  *
  * Requests complete out of order and late: a write is held back while others arrive, so that who
  * does not wait for it before he flushes is found out.
@@ -103,7 +104,7 @@ struct disk {
 	FILE *log;
 	uint64_t next_id;
 	uint64_t kill_after; /* entries left; 0: never */
-	bool acked;
+	bool acked;	     /* or that does not matter */
 	pid_t machine;
 	uint64_t rng;
 	uint8_t *buf;
@@ -382,10 +383,12 @@ int main(int argc, char **argv)
 	int listeners[2];
 	int opt;
 
-	while ((opt = getopt(argc, argv, "k:")) == 'k')
+	while ((opt = getopt(argc, argv, "k:K:")) == 'k' || opt == 'K') {
 		d.kill_after = strtoull(optarg, NULL, 0);
+		d.acked = opt == 'K';
+	}
 	if (opt != -1 || argc - optind != 4) {
-		fprintf(stderr, "usage: disk [-k ENTRIES] FILE SOCKET ACK-SOCKET LOG\n");
+		fprintf(stderr, "usage: disk [-k|-K ENTRIES] FILE SOCKET ACK-SOCKET LOG\n");
 		return 2;
 	}
 	load(&d.exports[0], argv[optind]);
