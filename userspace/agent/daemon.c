@@ -384,6 +384,9 @@ bool daemon_free(struct daemon *d)
 		return true;
 	if (!end_threads(d))
 		return false;
+	/* What comes from now on moves nothing: the threads that would carry it out are going. */
+	if (d->agent)
+		agent_disconnected(d->agent);
 	peer_server_stop(d->peer_server);
 	if (d->network)
 		network_stop(d->network);

@@ -14,9 +14,10 @@
 #include "proto/limits.h"
 
 #define MSEC	      1000000ULL
-#define BATCH_BYTES   (2U << 20) /* of blocks in one message */
+#define BATCH_BYTES   (1U << 20) /* of blocks in one message */
 #define BATCH_MAX     32
-#define BLOCK_MS      2000	 /* for an answer; then the block is had elsewhere */
+#define QUIET_MS      3000	 /* without a word; then what it was asked for is had elsewhere */
+#define BLOCK_MS      20000	 /* for one answer of a peer that gives others meanwhile */
 #define FILTER_MS     5000
 #define NODE_MS	      1000
 #define SAVE_MS	      5000
@@ -34,6 +35,8 @@ struct link {
 	unsigned int life; /* goes up when the number stands for another peer */
 	struct ask queue[PEER_MAX_BLOCKS];
 	unsigned int nr_queued;
+	unsigned int messages; /* not answered yet */
+	uint64_t heard_ns;     /* or when the first of them went out */
 	uint64_t unconnected_ns; /* since when; 0: it is connected */
 	bool filter_asked, has_filter;
 	uint64_t generation, additions, filter_blocks, filter_ns, next_filter_ns;
@@ -228,8 +231,14 @@ static void take_blocks(struct message *m, const Vmdedup__GetReply *get,
 static void blocks_answered(void *arg, int r, struct net_reply *reply)
 {
 	struct message *m = arg;
+	struct link *l = &m->peers->links[m->peer];
 	const Vmdedup__GetReply *get = NULL;
 	unsigned int i;
+
+	/* The number stands for this peer as long as it is asked for a block. */
+	l->messages--;
+	if (!r)
+		l->heard_ns = clock_mono_ns();
 
 	if (!r && reply->header->error)
 		r = -reply->header->error;
@@ -285,6 +294,8 @@ static void send_batch(struct peers *p, unsigned int peer, const struct ask *ask
 	}
 	req.body_case = VMDEDUP__REQUEST__BODY_PEER_GET;
 	req.peer_get = &get;
+	if (!p->links[peer].messages++)
+		p->links[peer].heard_ns = clock_mono_ns();
 	r = net_client_submit(client, &req, NULL, 0, BLOCK_MS, blocks_answered, m);
 	if (r)
 		blocks_answered(m, r, NULL);
@@ -737,12 +748,18 @@ size_t peers_fds(struct peers *p, int *fds, size_t max)
 	return n;
 }
 
-/* A connection that breaks, or does not come, with blocks waiting for it. */
+/* A peer that says nothing, a connection that breaks or does not come, with blocks waiting for it. */
 static void watch_connection(struct peers *p, unsigned int peer, uint64_t now)
 {
 	const struct source_peer *sp = sources_peer_at(p->sources, peer);
 	struct link *l = &p->links[peer];
 
+	if (l->messages && sp && sp->state != PEER_SILENT &&
+	    now - l->heard_ns >= QUIET_MS * MSEC) {
+		l->heard_ns = now;
+		sources_peer_lost(p->sources, peer);
+		return;
+	}
 	if (net_client_is_connected(l->client)) {
 		l->unconnected_ns = 0;
 		return;
@@ -786,6 +803,8 @@ uint64_t peers_next_ns(struct peers *p)
 		if (!sp)
 			continue;
 		ms = l->client ? net_client_next_timeout_ms(l->client) : -1;
+		if (l->messages && sp->state != PEER_SILENT)
+			next = MIN(next, l->heard_ns + QUIET_MS * MSEC);
 		if (l->unconnected_ns && sp->asking && sp->state != PEER_SILENT)
 			next = MIN(next, l->unconnected_ns + CONNECT_MS * MSEC);
 		if (ms >= 0)

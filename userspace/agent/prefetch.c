@@ -70,30 +70,9 @@ static struct stream *stream_of(struct agent *a, struct prefetch *p, uint64_t bl
 		if (s->used < oldest->used)
 			oldest = s;
 	}
-	*oldest = (struct stream){ .last = block, .end = block };
+	*oldest = (struct stream){ .first = block, .last = block, .end = block };
 	return oldest;
 }
-
-static void read_ahead(struct agent *a, struct volume *v, uint64_t block)
-{
-	struct prefetch *p = &v->prefetch;
-	struct stream *s = stream_of(a, p, block);
-	uint64_t until;
-
-	s->used = ++p->uses;
-	if (s->end == block && s->last == block) { /* its first */
-		s->end = block + 1;
-		return;
-	}
-	s->last = MAX(s->last, block);
-	s->end = MAX(s->end, block + 1);
-	s->window = MIN(MAX(2 * s->window, PREFETCH_FIRST), max_window(a));
-	until = MIN(s->last + 1 + s->window, blocks_of(a, v));
-	while (s->end < until && fetch_ahead(a, v, s->end))
-		s->end++;
-}
-
-/* ---- recording ---- */
 
 static void record(struct prefetch *p, uint64_t block)
 {
@@ -104,6 +83,29 @@ static void record(struct prefetch *p, uint64_t block)
 	if (p->seen)
 		p->seen[p->nr_seen++] = (uint32_t)block;
 }
+
+static void read_ahead(struct agent *a, struct volume *v, uint64_t block)
+{
+	struct prefetch *p = &v->prefetch;
+	struct stream *s = stream_of(a, p, block);
+	uint64_t until, run;
+
+	s->used = ++p->uses;
+	if (s->end == block && s->last == block) { /* its first */
+		s->end = block + 1;
+		return;
+	}
+	s->last = MAX(s->last, block);
+	s->end = MAX(s->end, block + 1);
+	/* Not further ahead than it has come: most files end soon. */
+	run = MAX(s->last - s->first, PREFETCH_FIRST);
+	s->window = (uint32_t)MIN(MIN(MAX(2 * s->window, PREFETCH_FIRST), run), max_window(a));
+	until = MIN(s->last + 1 + s->window, blocks_of(a, v));
+	while (s->end < until && fetch_ahead(a, v, s->end))
+		record(p, s->end++); /* a touch that hits tells nobody: it is likely enough */
+}
+
+/* ---- recording ---- */
 
 /* One that was replayed stays in front of what it lacked; few that it lacked change nothing. */
 static void hand_over(struct agent *a, struct volume *v)

@@ -35,7 +35,8 @@ struct fp;
 struct uuid;
 
 struct stream {
-	uint64_t last, end; /* of the misses; of what was had ahead */
+	uint64_t first, last; /* of its misses */
+	uint64_t end;	      /* of what was had ahead */
 	uint64_t used;
 	uint32_t window;
 };
