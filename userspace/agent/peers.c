@@ -749,10 +749,11 @@ size_t peers_fds(struct peers *p, int *fds, size_t max)
 }
 
 /* A peer that says nothing, a connection that breaks or does not come, with blocks waiting for it. */
-static void watch_connection(struct peers *p, unsigned int peer, uint64_t now)
+static void watch_connection(struct peers *p, unsigned int peer)
 {
 	const struct source_peer *sp = sources_peer_at(p->sources, peer);
 	struct link *l = &p->links[peer];
+	uint64_t now = clock_mono_ns(); /* after what was heard */
 
 	if (l->messages && sp && sp->state != PEER_SILENT &&
 	    now - l->heard_ns >= QUIET_MS * MSEC) {
@@ -773,14 +774,13 @@ static void watch_connection(struct peers *p, unsigned int peer, uint64_t now)
 
 void peers_run(struct peers *p)
 {
-	uint64_t now = clock_mono_ns();
 	unsigned int i;
 
 	for (i = 0; i < SOURCES_MAX_PEERS; i++) {
 		if (!p->links[i].client)
 			continue;
 		net_client_run(p->links[i].client, 0);
-		watch_connection(p, i, now);
+		watch_connection(p, i);
 	}
 	sources_tick(p->sources);
 	exchange_filters(p);
