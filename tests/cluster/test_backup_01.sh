@@ -53,6 +53,7 @@ restore_last_week() {
 	start_meta
 	wait_until 60 servers_are_up 2
 	[ "$(vmdedup image ls --json | jq -r '.[].name')" = a ]
+	[ "$(json .deletion_suspended vmdedup cluster info)" = true ]
 	expect_status 4 "suspended" vmdedup cluster gc
 	expect_status 4 "suspended" vmdedup cluster gc --full
 	[ "$(stored)" = "$before" ]

@@ -107,7 +107,7 @@ json_t *stores_json(const struct stores *s)
 		json_array_append_new(servers, server_json(&s->servers[i]));
 	for (size_t i = 0; i < in->n_domains; i++)
 		json_array_append_new(domains, json_string(in->domains[i]->name));
-	return json_pack("{s:s, s:o, s:I, s:s, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I}",
+	return json_pack("{s:s, s:o, s:I, s:s, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:b}",
 			 "name", in->name, "uuid", json_uuid(in->cluster.data, in->cluster.len),
 			 "block_bytes", (json_int_t)1 << in->block_shift, "fingerprint",
 			 fp_algorithm_name((enum fp_algorithm)in->algorithm),
@@ -117,7 +117,8 @@ json_t *stores_json(const struct stores *s)
 			 "nodes", (json_int_t)in->nodes, "pushes", (json_int_t)in->pushes,
 			 "domains", domains, "servers", servers,
 			 "raw_bytes", (json_int_t)sum.raw_bytes,
-			 "stored_bytes", (json_int_t)sum.stored_bytes);
+			 "stored_bytes", (json_int_t)sum.stored_bytes,
+			 "deletion_suspended", in->deletion_suspended);
 }
 
 void stores_print(const struct stores *s)
@@ -136,8 +137,10 @@ void stores_print(const struct stores *s)
 	printf("holds      %llu images, %llu distinct blocks, %llu recipe nodes, %llu open pushes\n",
 	       (unsigned long long)in->images, (unsigned long long)in->blocks,
 	       (unsigned long long)in->nodes, (unsigned long long)in->pushes);
-	printf("stored     %s for %s of content\n\n", size_to_text(sum.stored_bytes, a),
+	printf("stored     %s for %s of content\n", size_to_text(sum.stored_bytes, a),
 	       size_to_text(sum.raw_bytes, b));
+	puts(in->deletion_suspended ? "deletion   suspended since a restore: see `vmdedup cluster "
+				      "resume-deletion`\n" : "");
 	for (size_t i = 0; i < s->nr_servers; i++) {
 		const struct store_of *o = &s->servers[i];
 
