@@ -237,8 +237,8 @@ static void test_damage(void **state)
 	assert_int_equal(meta_backup(rig->w.path, rig->second, &stats, &err), 0);
 	size = (long)stats.bytes;
 	assert_same_files(rig->file, rig->second);
-	for (at = 0; at < 2 * 23; at++) {
-		long where = (at / 2) * (size - 1) / 22;
+	for (at = 0; at < 2 * 9; at++) {
+		long where = (at / 2) * (size - 1) / 8;
 
 		copy_but(rig->file, rig->second, at % 2 ? where : -1, at % 2 ? -1 : where);
 		r = meta_restore(rig->second, rig->other, &stats, &err);
