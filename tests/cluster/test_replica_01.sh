@@ -128,7 +128,8 @@ counts_agree() {
 	vmdedup image rm b
 	vmdedup cluster gc --full
 	vmdedup cluster check
-	enough_copies
+	enough_copies || fail "too few copies: $(vmdedup cluster info) $(vmdedup cluster status)"
+	copies_agree || echo "# $(copies) copies of $(json .blocks vmdedup cluster info) blocks"
 }
 
 copies_agree() {

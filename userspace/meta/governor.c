@@ -156,11 +156,17 @@ static void note_down(struct governor *g, uint32_t id, uint64_t now)
 	}
 }
 
-static void note_up(struct governor *g, uint32_t id)
+/* It has joined anew, or answered: what was found out before counts no more. */
+static bool note_up(struct governor *g, uint32_t id)
 {
-	for (size_t i = 0; i < g->nr_down; i++)
-		if (g->down[i].id == id)
-			g->down[i--] = g->down[--g->nr_down];
+	for (size_t i = 0; i < g->nr_down; i++) {
+		if (g->down[i].id != id)
+			continue;
+		g->down[i] = g->down[--g->nr_down];
+		prober_forgive(g->prober, id);
+		return true;
+	}
+	return false;
 }
 
 /* ---- out ---- */
@@ -218,8 +224,7 @@ static int judge(struct governor *g, struct ward *w, const struct probe_state *s
 	switch (w->state) {
 	case SERVER_UP:
 	case SERVER_SUSPECT:
-		note_up(g, w->id);
-		if (!is_dead(g, s, nr, now))
+		if (note_up(g, w->id) || !is_dead(g, s, nr, now))
 			return 0;
 		note_down(g, w->id, now);
 		return set_state(g, w, SERVER_DOWN, s->failed ? "its disk takes nothing any more" :

@@ -94,6 +94,20 @@ void prober_accuse(struct prober *p, uint32_t id)
 	pthread_mutex_unlock(&p->lock);
 }
 
+void prober_forgive(struct prober *p, uint32_t id)
+{
+	struct beat *b;
+
+	pthread_mutex_lock(&p->lock);
+	b = beat_find(p, id);
+	if (b) {
+		b->state.refused_ns = b->state.accused_ns = 0;
+		b->state.since_ns = clock_mono_ns();
+		b->state.failed = false;
+	}
+	pthread_mutex_unlock(&p->lock);
+}
+
 /* ---- the heartbeat ---- */
 
 static void beat_answered(void *arg, int r, struct net_reply *reply)

@@ -39,6 +39,7 @@ int prober_fd(struct prober *p);
 void prober_targets(struct prober *p, const struct probe_target *targets, size_t nr,
 		    uint64_t map_version);
 void prober_accuse(struct prober *p, uint32_t id); /* any thread */
+void prober_forgive(struct prober *p, uint32_t id); /* looked after since now */
 size_t prober_states(struct prober *p, struct probe_state *out, size_t max);
 
 #endif
