@@ -4,10 +4,11 @@
  *
  *   meta [--blocks N] [--images N] [--seconds S] [--store sqlite|postgresql] [--dir DIR]
  *
- * Makes a store of N blocks (5,000,000), each named by one leaf of 256, and N images (100,000), each
- * of one leaf, in SQLite and in a PostgreSQL of its own, both below DIR (/var/tmp) and syncing to its
- * disk; then measures each thing for S seconds (5) through the core, one request in a transaction and
- * 32 in one. A commit is a volume's cut that changes one block: a leaf that raises 256 counts.
+ * Makes a store of N blocks (5,000,000), each named by one leaf of 256, and N images (100,000), of
+ * one leaf each, in SQLite and in a PostgreSQL of its own, both below DIR (/var/tmp) and syncing to
+ * its disk; then measures each thing for S seconds (5) through the core, one request in a
+ * transaction and 32 in one. A commit is a volume's cut that changes one block: a leaf that raises
+ * 256 counts.
  */
 #include <errno.h>
 #include <getopt.h>

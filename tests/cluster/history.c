@@ -8,8 +8,9 @@
  *
  *	KEY START END OPERATION ARGUMENT RESULT
  *
- * join: the images are there already, another history makes them. Times are in microseconds of the monotonic clock; RESULT "?" when it is not known. Images are all of
- * zeros, so that no data server is needed.
+ * in microseconds of the monotonic clock; RESULT "?" when it is not known. Images are all of zeros,
+ * so that no data server is needed. With `join` the images are there already: another history makes
+ * them.
  */
 #include "base/clock.h"
 #include "base/uuid.h"

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The file: MAGIC, then records. 'T' begins a table: its name, the number of columns, name and type
- * of each. 'R' is a row: for each column of the table its type, or VAL_NULL, and the value: 8 bytes,
- * or 4 bytes of length and the bytes. 'E' is the end: 8 bytes, the number of rows; then the SHA-256
- * of everything before. Numbers are little-endian, names have one byte of length.
+ * The file: MAGIC, then records. 'T' begins a table: its name, the number of columns, name and
+ * type of each. 'R' is a row: for each column of the table its type, or VAL_NULL, and the value: 8
+ * bytes, or 4 bytes of length and the bytes. 'E' is the end: 8 bytes, the number of rows; then the
+ * SHA-256 of everything before. Numbers are little-endian, names have one byte of length.
  */
 #include "meta/backup.h"
 #include "meta/core.h"

@@ -16,8 +16,8 @@ struct backup_stats {
 };
 
 /*
- * Writes what is committed in the store to @file (0600: the cluster's keys are in it), which appears
- * when it is whole and durable. Servers go on meanwhile. -EEXIST: the file is there.
+ * Writes what is committed in the store to @file (0600: the cluster's keys are in it), which
+ * appears when it is whole and durable. Servers go on meanwhile. -EEXIST: the file is there.
  */
 int meta_backup(const char *store, const char *file, struct backup_stats *stats,
 		struct error *err);
