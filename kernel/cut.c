@@ -93,21 +93,14 @@ static int call_cut(void *ctx, struct dm_dedup_cut *cut)
 /* Where the closed overlay of a block is named; NULL if there is none. */
 static u64 *closed_entry(struct volume *vol, u64 *entry, u64 cut)
 {
-	struct cache *c = vol->cache;
-
 	while (entry_kind(*entry) == ENTRY_OVERLAY) {
-		struct overlay *ov = c->slots[entry_slot(*entry)].ov;
+		struct overlay *ov = entry_overlay(*entry);
 
 		if (ov->cut <= cut)
 			return entry;
 		entry = &ov->below;
 	}
 	return NULL;
-}
-
-static struct overlay *entry_overlay(struct cache *c, u64 entry)
-{
-	return c->slots[entry_slot(entry)].ov;
 }
 
 static void cut_entry_fill(struct cache *c, const struct overlay *ov,
@@ -146,7 +139,7 @@ static u32 list_leaf(struct volume *vol, u64 cut, u64 *next, u32 done, u32 max,
 	for (; *next < end && done < max; (*next)++) {
 		where = closed_entry(vol, volume_slot_of(vol, *next), cut);
 		if (where)
-			cut_entry_fill(c, entry_overlay(c, *where), &entries[done++]);
+			cut_entry_fill(c, entry_overlay(*where), &entries[done++]);
 	}
 	spin_unlock(&c->lock);
 	cond_resched();
@@ -196,7 +189,7 @@ static int commit_stage(struct volume *vol, u64 cut, const struct dm_dedup_repla
 	if (!where) {
 		r = -EINVAL;
 	} else if (e->kind == DM_DEDUP_BASE_OWN) {
-		ov = entry_overlay(c, *where);
+		ov = entry_overlay(*where);
 		if (e->slot != ov->slot || e->seq != c->slots[ov->slot].seq)
 			r = -ESTALE;
 		else if (!overlay_complete(c, ov))
@@ -273,7 +266,7 @@ static struct overlay *commit_leaf(struct volume *vol, u64 cut, u64 *next, struc
 		where = closed_entry(vol, volume_slot_of(vol, *next), cut);
 		if (!where)
 			continue;
-		ov = entry_overlay(c, *where);
+		ov = entry_overlay(*where);
 		WRITE_ONCE(*where, commit_base(c, xa_load(&vol->staged, *next)));
 		ov->next = list;
 		list = ov;

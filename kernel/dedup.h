@@ -110,8 +110,9 @@ struct slot_list {
 };
 
 /*
- * Map entries, and overlays' lower layers: 2 bits of kind, 32 of slot number, 30 of the slot's
- * generation. 0 is an entry of kind NONE.
+ * Map entries, and overlays' lower layers: 2 bits of kind. An overlay's entry is the address of
+ * its descriptor, so that the hit path needs no slot; any other has 32 bits of slot number and 30
+ * of the slot's generation. 0 is an entry of kind NONE.
  */
 enum entry_kind {
 	ENTRY_NONE,	/* not known here: must be fetched */
@@ -141,6 +142,16 @@ static inline u32 entry_slot(u64 e)
 static inline u32 entry_gen(u64 e)
 {
 	return e >> 34;
+}
+
+static inline u64 entry_make_overlay(struct overlay *ov)
+{
+	return (u64)(unsigned long)ov | ENTRY_OVERLAY;
+}
+
+static inline struct overlay *entry_overlay(u64 e)
+{
+	return (struct overlay *)(unsigned long)(e & ~3ULL);
 }
 
 /*
@@ -176,6 +187,7 @@ struct view {
 /* A piece of one block that lies in one place. */
 struct run {
 	u8 kind;		/* ENTRY_NONE: a miss; ENTRY_ZERO; ENTRY_BASE: in @slot */
+	bool overlaid;		/* in an overlay's slot, not in the base's */
 	u32 slot;
 	u32 len;		/* sectors */
 };
@@ -235,16 +247,21 @@ struct volume_fetched {
  * @deferred: bios for @work: whatever map() could not finish
  */
 struct volume {
+	/* What the hit path reads. */
 	struct cache *cache;
+	unsigned long state;
+	u64 cut_counter;
+	u64 **top;
+	unsigned int leaf_shift;
+	struct volume_stats __percpu *stats;
+
 	struct list_head list;
 	refcount_t refs;
 	struct mutex mutex;
 
 	struct dedup_volume_rec rec;
 	u8 root[DEDUP_FP_BYTES];
-	u64 cut_counter;
 	u32 index;
-	unsigned long state;
 
 	struct mapped_device *md;
 	unsigned int users;
@@ -253,8 +270,6 @@ struct volume {
 
 	u64 nr_blocks;
 	u64 nr_leaves;
-	u64 **top;
-	unsigned int leaf_shift;
 	u64 map_hand;			/* where maps_reclaim() goes on; cache.mutex */
 
 	u64 nr_dirty;
@@ -277,7 +292,6 @@ struct volume {
 	struct upcall dirty_event;
 	u64 dirty_event_at;
 
-	struct volume_stats __percpu *stats;
 	struct volume_fetched fetched;
 };
 
@@ -323,31 +337,33 @@ enum cache_mode {
  * @space_bios: writes that wait for a slot
  */
 struct cache {
+	/* What the hit path reads: hardly ever written, and apart from what the locks guard. */
+	struct block_device *bdev;
+	struct slot *slots;
+	sector_t data_start;
+	unsigned int sector_shift;	/* log2 of block_sectors */
+	u32 block_sectors;
+	int error;			/* the store's; 0: all is well */
+	struct inflight inflight;
+
 	struct list_head list;		/* registry_mutex, with @ref, @md, @users */
 	unsigned int ref;
 	struct mapped_device *md;	/* NULL: its tables are gone, only volumes are left */
 	unsigned int users;
 	struct dm_table *table;		/* the live one, for events; mutex */
-	struct block_device *bdev;
 
 	struct dedup_store *store;
 	const struct dedup_store_info *info;
 	struct channel *channel;
 	u64 last_id;			/* of cookies, sequences and volumes; cache.lock */
 	u32 nr_slots;
-	u32 block_sectors;
-	unsigned int sector_shift;	/* log2 of block_sectors */
-	sector_t data_start;
 
 	struct mutex mutex;
 	struct list_head volumes;
 	unsigned int nr_volumes;
 	unsigned long *indexes;
 
-	struct inflight inflight;
-
-	spinlock_t lock;
-	struct slot *slots;
+	spinlock_t lock ____cacheline_aligned_in_smp;
 	unsigned long *pool;
 	u32 nr_pool;
 	u32 rover;
@@ -370,14 +386,13 @@ struct cache {
 	u32 nr_misses;
 	struct bio_list full_bios;	/* wait until there are fewer misses, or memory */
 
-	spinlock_t change_lock;
+	spinlock_t change_lock ____cacheline_aligned_in_smp;
 	struct slot_list changes;
 	struct slot_list freeing;
 	struct slot_list freed;
 	struct list_head volume_changes;
 	struct list_head commit_volumes;
 	struct bio_list commit_bios;
-	int error;			/* the store's, or the disk's; 0: all is well */
 	enum cache_mode mode;		/* written by @health_work */
 	bool suspect;			/* an I/O has failed since @health_work looked */
 	bool closing;			/* nothing new is begun by the workers */
@@ -403,17 +418,17 @@ struct cache {
 
 /* Per-bio data of a dedup target. */
 #define BIO_INFLIGHT	(1U << 0)	/* holds a reference of epoch @epoch */
-#define BIO_WRITE	(1U << 1)	/* sets valid bits from @slot, @offset on, @sectors */
+#define BIO_WRITE	(1U << 1)	/* sets valid bits from @ov, @offset on, @sectors */
 #define BIO_FUA		(1U << 2)	/* completes only after a commit */
 #define BIO_WAITED	(1U << 3)	/* for a slot, or for a place among the misses, since @since */
 
 struct bio_data {
 	struct volume *vol;
+	struct overlay *ov;
 	union {
 		u64 commit_seq;
 		u64 since;		/* jiffies64 */
 	};
-	u32 slot;
 	u16 offset;
 	u8 epoch;
 	u8 flags;
@@ -469,7 +484,6 @@ struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *open
 int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec);
 void overlay_kill(struct cache *c, struct overlay *ov);
 void overlay_written(struct cache *c, struct bio_data *bd);
-bool overlay_range_valid(const struct overlay *ov, u32 offset, u32 len);
 bool overlay_complete(struct cache *c, const struct overlay *ov);
 void view_load(struct volume *vol, u64 block, struct view *view);
 void view_run(struct cache *c, const struct view *view, u32 offset, u32 max, struct run *run);
@@ -501,6 +515,15 @@ static inline u64 volume_blocks(struct cache *c, u64 size)
 	return DIV_ROUND_UP_ULL(size, (u64)c->block_sectors << SECTOR_SHIFT);
 }
 
+/* May the volume be written now? */
+static inline blk_status_t volume_write_status(struct volume *vol)
+{
+	if (unlikely(READ_ONCE(vol->state) & (BIT(VOLUME_READONLY) | BIT(VOLUME_FENCED))) ||
+	    unlikely(READ_ONCE(vol->cache->error)))
+		return BLK_STS_IOERR;
+	return BLK_STS_OK;
+}
+
 /* The entry of a block; 0 without a leaf. The caller holds a reference or the lock. */
 static inline u64 volume_entry(struct volume *vol, u64 block)
 {
@@ -509,12 +532,37 @@ static inline u64 volume_entry(struct volume *vol, u64 block)
 	return leaf ? READ_ONCE(leaf[block & ((1ULL << vol->leaf_shift) - 1)]) : 0;
 }
 
+/* Is the slot of a BASE entry what it was? Then it is read, and eviction is told so. */
+static inline bool base_use(struct cache *c, u64 e)
+{
+	struct slot *s = &c->slots[entry_slot(e)];
+
+	if (READ_ONCE(s->gen) != entry_gen(e))
+		return false;
+	if (!READ_ONCE(s->ref))
+		WRITE_ONCE(s->ref, 1);
+	return true;
+}
+
+/* Are sectors @offset to @offset + @len - 1 all valid? Short ranges lie in one word. */
+static inline bool overlay_range_valid(const struct overlay *ov, u32 offset, u32 len)
+{
+	u32 first = offset / BITS_PER_LONG;
+	u32 from = offset % BITS_PER_LONG;
+
+	if (from + len <= BITS_PER_LONG) {
+		unsigned long mask = GENMASK(from + len - 1, from);
+
+		return (READ_ONCE(ov->valid[first]) & mask) == mask;
+	}
+	return find_next_zero_bit(ov->valid, offset + len, offset) >= offset + len;
+}
+
 /* fetch.c */
 void volume_defer(struct volume *vol, struct bio *bio);
 bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offset);
 void volume_work(struct work_struct *work);
 void space_waiters_run(struct cache *c, bool force);
-blk_status_t volume_write_status(struct volume *vol);
 void misses_restart(struct volume *vol);
 void volume_return_parked(struct volume *vol, blk_status_t status);
 void misses_tick(struct cache *c);

@@ -355,7 +355,7 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 		bio->bi_opf &= ~REQ_FUA;
 		bd->flags |= BIO_FUA;
 	}
-	bd->slot = ov->slot;
+	bd->ov = ov;
 	bd->offset = offset;
 	bd->sectors = bio_sectors(bio);
 	if (planted(PLANTED_VALID_AT_MAP))
@@ -363,15 +363,6 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 	bio_set_dev(bio, c->bdev);
 	bio->bi_iter.bi_sector = slot_sector(c, ov->slot) + offset;
 	return true;
-}
-
-/* May the volume be written now? */
-blk_status_t volume_write_status(struct volume *vol)
-{
-	if (unlikely(READ_ONCE(vol->state) & (BIT(VOLUME_READONLY) | BIT(VOLUME_FENCED))) ||
-	    unlikely(READ_ONCE(vol->cache->error)))
-		return BLK_STS_IOERR;
-	return BLK_STS_OK;
 }
 
 static void volume_write(struct volume *vol, struct bio *bio, u64 block)

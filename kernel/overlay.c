@@ -118,7 +118,7 @@ static u32 overlay_slot_hint(struct volume *vol, u64 block)
 {
 	u64 e = block ? volume_entry(vol, block - 1) : 0;
 
-	return entry_kind(e) == ENTRY_OVERLAY ? entry_slot(e) + 1 : DEDUP_NO_SLOT;
+	return entry_kind(e) == ENTRY_OVERLAY ? entry_overlay(e)->slot + 1 : DEDUP_NO_SLOT;
 }
 
 /*
@@ -138,7 +138,7 @@ struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *open
 
 	lockdep_assert_held(&c->lock);
 	if (entry_kind(*entry) == ENTRY_OVERLAY) {
-		ov = c->slots[entry_slot(*entry)].ov;
+		ov = entry_overlay(*entry);
 		if (ov->cut == vol->rec.cut_counter)
 			return ov;
 	}
@@ -158,8 +158,8 @@ struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *open
 	ov->below = *entry;
 	ov->flags = flags;
 	overlay_take_slot(c, ov);
-	/* Readers follow the entry to the slot and the overlay: those first. */
-	smp_store_release(entry, entry_make(ENTRY_OVERLAY, n, c->slots[n].gen));
+	/* Readers follow the entry to the overlay and its slot: those first. */
+	smp_store_release(entry, entry_make_overlay(ov));
 	*opened = true;
 	return ov;
 }
@@ -180,7 +180,7 @@ void overlay_kill(struct cache *c, struct overlay *ov)
 static int overlay_insert(struct cache *c, struct volume *vol, struct overlay *ov)
 {
 	u64 *entry = volume_slot_of(vol, ov->block);
-	u64 mine = entry_make(ENTRY_OVERLAY, ov->slot, c->slots[ov->slot].gen);
+	u64 mine = entry_make_overlay(ov);
 	struct overlay *other;
 
 	if (entry_kind(*entry) != ENTRY_OVERLAY) {
@@ -188,7 +188,7 @@ static int overlay_insert(struct cache *c, struct volume *vol, struct overlay *o
 		*entry = mine;
 		return 0;
 	}
-	other = c->slots[entry_slot(*entry)].ov;
+	other = entry_overlay(*entry);
 	if (entry_kind(other->below) == ENTRY_OVERLAY || other->cut == ov->cut)
 		return -EUCLEAN;
 	if (other->cut < ov->cut) {
@@ -238,25 +238,6 @@ int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec)
 
 /* ---- valid sectors ---- */
 
-static unsigned long word_mask(u32 from, u32 to)
-{
-	return GENMASK(to - 1, from);
-}
-
-/* Are sectors @offset to @offset + @len - 1 all valid? Short ranges lie in one word. */
-bool overlay_range_valid(const struct overlay *ov, u32 offset, u32 len)
-{
-	u32 first = offset / BITS_PER_LONG;
-	u32 from = offset % BITS_PER_LONG;
-
-	if (from + len <= BITS_PER_LONG) {
-		unsigned long mask = word_mask(from, from + len);
-
-		return (READ_ONCE(ov->valid[first]) & mask) == mask;
-	}
-	return find_next_zero_bit(ov->valid, offset + len, offset) >= offset + len;
-}
-
 bool overlay_complete(struct cache *c, const struct overlay *ov)
 {
 	return overlay_range_valid(ov, 0, c->block_sectors);
@@ -271,7 +252,7 @@ static bool overlay_set_valid(struct overlay *ov, u32 offset, u32 len)
 		atomic_long_t *word = (atomic_long_t *)&ov->valid[offset / BITS_PER_LONG];
 		u32 from = offset % BITS_PER_LONG;
 		u32 n = min_t(u32, len, BITS_PER_LONG - from);
-		unsigned long mask = word_mask(from, from + n);
+		unsigned long mask = GENMASK(from + n - 1, from);
 
 		/* Most writes go where others went before: no locked access for those. */
 		if ((atomic_long_read(word) & mask) != mask &&
@@ -291,17 +272,19 @@ static bool overlay_set_valid(struct overlay *ov, u32 offset, u32 len)
  */
 void overlay_written(struct cache *c, struct bio_data *bd)
 {
-	u32 n = bd->slot, offset = bd->offset, left = bd->sectors;
+	u32 offset = bd->offset, left = bd->sectors;
+	struct overlay *ov = bd->ov;
 
-	while (left) {
-		struct overlay *ov = c->slots[n].ov;
+	for (;;) {
 		u32 len = min(left, c->block_sectors - offset);
 
 		if (overlay_set_valid(ov, offset, len))
-			slot_changed(c, n, ov->vol);
+			slot_changed(c, ov->slot, ov->vol);
 		left -= len;
+		if (!left)
+			return;
 		offset = 0;
-		n++;
+		ov = c->slots[ov->slot + 1].ov;
 	}
 }
 
@@ -316,13 +299,12 @@ void overlay_written(struct cache *c, struct bio_data *bd)
  */
 void view_load(struct volume *vol, u64 block, struct view *view)
 {
-	struct cache *c = vol->cache;
 	u64 e = volume_entry(vol, block);
 
 	view->nr_ov = 0;
 	view->base_slot = DEDUP_NO_SLOT;
 	while (entry_kind(e) == ENTRY_OVERLAY) {
-		struct overlay *ov = READ_ONCE(c->slots[entry_slot(e)].ov);
+		struct overlay *ov = entry_overlay(e);
 
 		if (WARN_ON_ONCE(view->nr_ov == ARRAY_SIZE(view->ov)))
 			break;
@@ -331,17 +313,12 @@ void view_load(struct volume *vol, u64 block, struct view *view)
 							  READ_ONCE(ov->below);
 	}
 	view->base = entry_kind(e);
-	if (view->base == ENTRY_BASE) {
-		struct slot *s = &c->slots[entry_slot(e)];
-
-		if (READ_ONCE(s->gen) != entry_gen(e)) {
-			view->base = ENTRY_NONE;
-			return;
-		}
+	if (view->base != ENTRY_BASE)
+		return;
+	if (base_use(vol->cache, e))
 		view->base_slot = entry_slot(e);
-		if (!READ_ONCE(s->ref))
-			WRITE_ONCE(s->ref, 1);
-	}
+	else
+		view->base = ENTRY_NONE;
 }
 
 /* The longest piece from @offset on, of @max sectors at most, that lies in one place. */
@@ -356,6 +333,7 @@ void view_run(struct cache *c, const struct view *view, u32 offset, u32 max, str
 		if (test_bit(offset, ov->valid)) {
 			end = find_next_zero_bit(ov->valid, end, offset);
 			run->kind = ENTRY_BASE;
+			run->overlaid = true;
 			run->slot = ov->slot;
 			run->len = end - offset;
 			return;
@@ -363,6 +341,7 @@ void view_run(struct cache *c, const struct view *view, u32 offset, u32 max, str
 		end = find_next_bit(ov->valid, end, offset);
 	}
 	run->kind = view->base;
+	run->overlaid = false;
 	run->slot = view->base_slot;
 	run->len = end - offset;
 }

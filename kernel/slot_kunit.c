@@ -159,7 +159,7 @@ static void inflight_test(struct kunit *test)
 
 static void write_at(struct volume *vol, struct overlay *ov, u32 offset, u32 len)
 {
-	struct bio_data bd = { .slot = ov->slot, .offset = offset, .sectors = len };
+	struct bio_data bd = { .ov = ov, .offset = offset, .sectors = len };
 
 	overlay_written(vol->cache, &bd);
 }

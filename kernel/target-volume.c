@@ -58,17 +58,39 @@ static int map_remap(struct cache *c, struct bio *bio, u32 slot, u32 offset, u32
 	return DM_MAPIO_REMAPPED;
 }
 
+/*
+ * What a read finds at @offset of a block, as view_run() would say it. Nearly always all of it lies
+ * in the top layer, and then there is no need to look at the others.
+ */
+static void run_at(struct volume *vol, u64 block, u32 offset, u32 len, struct run *run)
+{
+	u64 e = volume_entry(vol, block);
+	struct overlay *ov = entry_overlay(e);
+	struct view view;
+
+	run->overlaid = entry_kind(e) == ENTRY_OVERLAY;
+	if (run->overlaid && overlay_range_valid(ov, offset, len)) {
+		run->slot = ov->slot;
+	} else if (entry_kind(e) == ENTRY_BASE && base_use(vol->cache, e)) {
+		run->slot = entry_slot(e);
+	} else {
+		view_load(vol, block, &view);
+		view_run(vol->cache, &view, offset, len, run);
+		return;
+	}
+	run->kind = ENTRY_BASE;
+	run->len = len;
+}
+
 /* How many sectors of the following blocks lie in the following slots, too. */
 static u32 read_extend(struct volume *vol, u64 block, u32 slot, u32 max)
 {
 	struct cache *c = vol->cache;
-	struct view view;
 	struct run run;
 	u32 len = 0;
 
 	while (len < max) {
-		view_load(vol, ++block, &view);
-		view_run(c, &view, 0, min(max - len, c->block_sectors), &run);
+		run_at(vol, ++block, 0, min(max - len, c->block_sectors), &run);
 		if (run.kind != ENTRY_BASE || run.slot != ++slot)
 			break;
 		len += run.len;
@@ -78,19 +100,16 @@ static u32 read_extend(struct volume *vol, u64 block, u32 slot, u32 max)
 	return len;
 }
 
-static int map_read(struct volume *vol, struct bio *bio, sector_t sector)
+static int map_read(struct volume *vol, struct bio *bio, struct bio_data *bd, sector_t sector)
 {
 	struct cache *c = vol->cache;
 	u64 block = sector >> c->sector_shift;
 	u32 offset = sector & (c->block_sectors - 1);
 	u32 len = min(bio_sectors(bio), c->block_sectors - offset);
-	struct bio_data *bd = bio_data_of(bio);
-	struct view view;
 	struct run run;
 
 	bd->epoch = inflight_enter(&c->inflight);
-	view_load(vol, block, &view);
-	view_run(c, &view, offset, len, &run);
+	run_at(vol, block, offset, len, &run);
 	if (run.kind == ENTRY_NONE) {
 		inflight_leave(&c->inflight, bd->epoch);
 		this_cpu_inc(vol->stats->read_misses);
@@ -98,10 +117,10 @@ static int map_read(struct volume *vol, struct bio *bio, sector_t sector)
 	}
 	bd->flags = BIO_INFLIGHT;
 	if (run.kind == ENTRY_BASE) {
-		if (run.slot == view.base_slot)
-			this_cpu_inc(vol->stats->read_base);
-		else
+		if (run.overlaid)
 			this_cpu_inc(vol->stats->read_overlay);
+		else
+			this_cpu_inc(vol->stats->read_base);
 		if (offset + run.len == c->block_sectors && run.len < bio_sectors(bio))
 			run.len += read_extend(vol, block, run.slot, bio_sectors(bio) - run.len);
 		return map_remap(c, bio, run.slot, offset, run.len);
@@ -113,24 +132,26 @@ static int map_read(struct volume *vol, struct bio *bio, sector_t sector)
 	return DM_MAPIO_SUBMITTED;
 }
 
-/* The slot of the block's open overlay, if it has one. Under a reference. */
-static u32 open_slot(struct volume *vol, u64 block)
+/* The block's open overlay, if it has one. Under a reference. */
+static struct overlay *open_overlay(struct volume *vol, u64 block)
 {
-	struct cache *c = vol->cache;
 	u64 e = volume_entry(vol, block);
+	struct overlay *ov = entry_overlay(e);
 
-	if (entry_kind(e) != ENTRY_OVERLAY ||
-	    READ_ONCE(c->slots[entry_slot(e)].ov)->cut != READ_ONCE(vol->cut_counter))
-		return DEDUP_NO_SLOT;
-	return entry_slot(e);
+	return entry_kind(e) == ENTRY_OVERLAY && ov->cut == READ_ONCE(vol->cut_counter) ? ov : NULL;
 }
 
 static u32 write_extend(struct volume *vol, u64 block, u32 slot, u32 max)
 {
+	struct overlay *ov;
 	u32 len = 0;
 
-	while (len < max && open_slot(vol, ++block) == ++slot)
+	while (len < max) {
+		ov = open_overlay(vol, ++block);
+		if (!ov || ov->slot != ++slot)
+			break;
 		len += vol->cache->block_sectors;
+	}
 	return min(len, max);
 }
 
@@ -138,11 +159,10 @@ static u32 write_extend(struct volume *vol, u64 block, u32 slot, u32 max)
  * A FUA write to sectors that are valid, of a volume without pending changes, is durable when
  * the disk says so. Any other one completes with a commit, whose preflush covers its data.
  */
-static void map_fua(struct volume *vol, struct bio *bio, u32 slot, u32 offset)
+static void map_fua(struct volume *vol, struct bio *bio, struct bio_data *bd)
 {
 	struct cache *c = vol->cache;
-	struct bio_data *bd = bio_data_of(bio);
-	u32 left = bd->sectors;
+	u32 slot = bd->ov->slot, offset = bd->offset, left = bd->sectors;
 	bool valid = true;
 
 	for (; left && valid; slot++, offset = 0) {
@@ -157,23 +177,22 @@ static void map_fua(struct volume *vol, struct bio *bio, u32 slot, u32 offset)
 	bd->flags |= BIO_FUA;
 }
 
-static int map_write(struct volume *vol, struct bio *bio, sector_t sector)
+static int map_write(struct volume *vol, struct bio *bio, struct bio_data *bd, sector_t sector)
 {
 	struct cache *c = vol->cache;
 	u64 block = sector >> c->sector_shift;
 	u32 offset = sector & (c->block_sectors - 1);
 	u32 len = min(bio_sectors(bio), c->block_sectors - offset);
-	struct bio_data *bd = bio_data_of(bio);
-	u32 slot;
+	struct overlay *ov;
 
 	if (unlikely(volume_write_status(vol)))
 		return DM_MAPIO_KILL;
 	/* The reference comes before the cut counter is read: see volume_start_write(). */
 	bd->epoch = inflight_enter(&c->inflight);
 	planted_delay();
-	slot = open_slot(vol, block);
+	ov = open_overlay(vol, block);
 	planted_delay();
-	if (slot == DEDUP_NO_SLOT) {
+	if (!ov) {
 		inflight_leave(&c->inflight, bd->epoch);
 		dm_accept_partial_bio(bio, len);
 		if (!volume_start_write(vol, bio, block, offset))
@@ -181,16 +200,16 @@ static int map_write(struct volume *vol, struct bio *bio, sector_t sector)
 	} else {
 		this_cpu_inc(vol->stats->write_hits);
 		if (len < bio_sectors(bio))
-			len += write_extend(vol, block, slot, bio_sectors(bio) - len);
-		map_remap(c, bio, slot, offset, len);
+			len += write_extend(vol, block, ov->slot, bio_sectors(bio) - len);
+		map_remap(c, bio, ov->slot, offset, len);
 		bd->flags = BIO_INFLIGHT | BIO_WRITE;
-		bd->slot = slot;
+		bd->ov = ov;
 		bd->offset = offset;
 		bd->sectors = len;
 		if (planted(PLANTED_VALID_AT_MAP))
 			overlay_written(c, bd);
 		if (bio->bi_opf & REQ_FUA)
-			map_fua(vol, bio, slot, offset);
+			map_fua(vol, bio, bd);
 	}
 	return DM_MAPIO_REMAPPED;
 }
@@ -237,9 +256,9 @@ static int volume_map(struct dm_target *ti, struct bio *bio)
 	sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
 	switch (bio_op(bio)) {
 	case REQ_OP_READ:
-		return map_read(vol, bio, sector);
+		return map_read(vol, bio, bd, sector);
 	case REQ_OP_WRITE:
-		return map_write(vol, bio, sector);
+		return map_write(vol, bio, bd, sector);
 	case REQ_OP_DISCARD:
 	case REQ_OP_WRITE_ZEROES:
 		return map_zero(vol, bio, sector);

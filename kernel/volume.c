@@ -120,7 +120,7 @@ void volumes_exit(struct cache *c)
 			}
 			e = volume_entry(vol, block);
 			while (entry_kind(e) == ENTRY_OVERLAY) {
-				struct overlay *ov = c->slots[entry_slot(e)].ov;
+				struct overlay *ov = entry_overlay(e);
 
 				e = ov->below;
 				overlay_free(c, ov);
@@ -263,7 +263,7 @@ u64 *volume_base(struct volume *vol, u64 block)
 
 	lockdep_assert_held(&c->lock);
 	while (where && entry_kind(*where) == ENTRY_OVERLAY) {
-		struct overlay *ov = c->slots[entry_slot(*where)].ov;
+		struct overlay *ov = entry_overlay(*where);
 
 		if (ov->flags & DEDUP_OVERLAY_BASE_ZERO)
 			return NULL;
@@ -307,7 +307,7 @@ static void leaf_drop_overlays(struct volume *vol, u64 *leaf)
 			continue;
 		WRITE_ONCE(leaf[i], 0);
 		while (entry_kind(e) == ENTRY_OVERLAY) {
-			struct overlay *ov = c->slots[entry_slot(e)].ov;
+			struct overlay *ov = entry_overlay(e);
 
 			e = ov->below;
 			overlay_kill(c, ov);
