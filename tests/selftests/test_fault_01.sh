@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # timeout: 600
+# not on: 6.1
 #
 # An agent that answers wrongly, late, twice and out of order, that dies at every step, and of which
 # there are two at once: no wrong byte, and nothing that waits for ever.

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # timeout: 600
+# not on: 6.1
 #
 # Rules of the kernel that stand for ways to lose data, each broken once to see this test fail; the
 # table in Documentation/design.rst says which test is for which rule.
