@@ -2,8 +2,9 @@
 /*
  * FLUSH and FUA: who waits for a commit.
  *
- * A write sets its valid bits and puts its slot on the list of changes before it completes, and
- * next_slot_change() takes a slot off the list before it reads the bits. A FLUSH that comes
+ * A write sets its valid bits and puts its slot on the list of changes, under one hold of
+ * change_lock, before it completes; next_slot_change() takes a slot off the list and reads the
+ * bits under one hold, too. A FLUSH that comes
  * after the completion therefore finds the change pending, or in the commit in flight, or
  * durable. In the first two cases it waits for a commit that is asked for now; a commit begins
  * with a preflush, which makes the data of the write durable, too. In the third the data of

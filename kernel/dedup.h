@@ -469,6 +469,8 @@ void slot_unalloc(struct cache *c, u32 n);
 void slot_set_state(struct cache *c, u32 n, enum slot_state state);
 void slot_free(struct cache *c, u32 n);
 void slot_make_clean(struct cache *c, u32 n, const u8 *fp);
+bool slot_set_pending(struct cache *c, u32 n, struct volume *vol);
+void changes_kick(struct cache *c);
 void slot_changed(struct cache *c, u32 n, struct volume *vol);
 void slots_reclaim(struct cache *c);
 extern const struct dedup_store_ops cache_store_ops;

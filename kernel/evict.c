@@ -157,6 +157,9 @@ void tick_work(struct work_struct *work)
 
 	misses_tick(c);
 	space_waiters_expire(c);
+	/* Some may wait for a slot only, behind those that wait for room in a map. */
+	if (READ_ONCE(c->maps_full))
+		space_waiters_run(c, true);
 	health_tick(c);
 	space_kick(c);
 	mutex_lock(&c->mutex);

@@ -189,6 +189,7 @@ static u64 maps_give_up(struct cache *c, u32 *passed)
 {
 	u64 *leaves[RECLAIM_LEAVES];
 	struct volume *vol;
+	unsigned int shift;
 	u64 bytes;
 	u32 n;
 
@@ -201,6 +202,8 @@ static u64 maps_give_up(struct cache *c, u32 *passed)
 	}
 	refcount_inc(&vol->refs);
 	n = volume_give_up(vol, leaves, ARRAY_SIZE(leaves));
+	/* The map may get another shape before these leaves are freed. */
+	shift = vol->leaf_shift;
 	if (vol->map_hand >= vol->nr_leaves) {
 		vol->map_hand = 0;
 		list_move_tail(&vol->list, &c->volumes);
@@ -209,24 +212,31 @@ static u64 maps_give_up(struct cache *c, u32 *passed)
 	mutex_unlock(&c->mutex);
 	if (n)
 		inflight_drain(&c->inflight);
-	bytes = n * leaf_bytes(vol->leaf_shift);
+	bytes = n * leaf_bytes(shift);
 	while (n)
-		leaf_free(c, vol->leaf_shift, leaves[--n]);
+		leaf_free(c, shift, leaves[--n]);
 	volume_put(vol);
 	return bytes;
 }
 
+/* Writes wait for a descriptor, and there is no memory for one. */
+static bool overlays_starve(struct cache *c)
+{
+	return !READ_ONCE(c->nr_overlay_pool) && memory_left(c) < overlay_bytes(c);
+}
+
 /*
- * In the space worker, after a leaf could not be had: makes room. True: there is some now. Else
- * @maps_full stays, so that those who wait do not try again and again.
+ * In the space worker, after a leaf or an overlay could not be had: makes room. True: there is
+ * some now. Else @maps_full stays, so that those who wait do not try again and again.
  */
 bool maps_reclaim(struct cache *c)
 {
+	bool starve = overlays_starve(c);
 	u64 want = max_t(u64, c->max_memory / RECLAIM_PART, LEAF_BYTES_MAX);
 	u64 freed = 0;
 	u32 passed = 0;
 
-	if (!READ_ONCE(c->maps_full))
+	if (!READ_ONCE(c->maps_full) && !starve)
 		return false;
 	if (memory_left(c) < LEAF_BYTES_MAX) {
 		/* One more than there are: with the first it may begin in the midst. */
@@ -237,5 +247,7 @@ bool maps_reclaim(struct cache *c)
 		c->map_reclaims++;
 	}
 	WRITE_ONCE(c->maps_full, false);
+	if (starve)
+		overlays_refill(c);
 	return true;
 }

@@ -243,32 +243,45 @@ bool overlay_complete(struct cache *c, const struct overlay *ov)
 	return overlay_range_valid(ov, 0, c->block_sectors);
 }
 
-/* Sets bits; true if any of them was not set before. */
-static bool overlay_set_valid(struct overlay *ov, u32 offset, u32 len)
+static void overlay_set_bits(struct overlay *ov, u32 offset, u32 len)
 {
-	bool news = false;
-
 	while (len) {
-		atomic_long_t *word = (atomic_long_t *)&ov->valid[offset / BITS_PER_LONG];
+		unsigned long *word = &ov->valid[offset / BITS_PER_LONG];
 		u32 from = offset % BITS_PER_LONG;
 		u32 n = min_t(u32, len, BITS_PER_LONG - from);
-		unsigned long mask = GENMASK(from + n - 1, from);
 
-		/* Most writes go where others went before: no locked access for those. */
-		if ((atomic_long_read(word) & mask) != mask &&
-		    (atomic_long_fetch_or(mask, word) & mask) != mask)
-			news = true;
+		/* One writer at a time, but readers without the lock. */
+		WRITE_ONCE(*word, *word | GENMASK(from + n - 1, from));
 		offset += n;
 		len -= n;
 	}
-	return news;
+}
+
+/*
+ * The bits and the pending flag under one hold of the lock: whoever sees a bit and then asks for
+ * what is pending, as FLUSH and FUA do, finds the change pending, in a commit, or durable, though
+ * it was another write that set the bit and has not completed yet.
+ */
+static void overlay_set_valid(struct cache *c, struct overlay *ov, u32 offset, u32 len)
+{
+	unsigned long flags;
+	bool kick;
+
+	/* Most writes go where others went before: no lock for those. */
+	if (overlay_range_valid(ov, offset, len))
+		return;
+	spin_lock_irqsave(&c->change_lock, flags);
+	overlay_set_bits(ov, offset, len);
+	kick = slot_set_pending(c, ov->slot, ov->vol);
+	spin_unlock_irqrestore(&c->change_lock, flags);
+	if (kick)
+		changes_kick(c);
 }
 
 /*
  * overlay_written - a data write has completed: its sectors are valid from now on
  *
- * Any context. The writer's reference, which the caller still holds, keeps the overlays. The
- * bits come before the pending flag, see next_slot_change().
+ * Any context. The writer's reference, which the caller still holds, keeps the overlays.
  */
 void overlay_written(struct cache *c, struct bio_data *bd)
 {
@@ -278,8 +291,7 @@ void overlay_written(struct cache *c, struct bio_data *bd)
 	for (;;) {
 		u32 len = min(left, c->block_sectors - offset);
 
-		if (overlay_set_valid(ov, offset, len))
-			slot_changed(c, ov->slot, ov->vol);
+		overlay_set_valid(c, ov, offset, len);
 		left -= len;
 		if (!left)
 			return;

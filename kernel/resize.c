@@ -77,7 +77,7 @@ static void map_grow(struct volume *vol, struct map_growth *g)
 	g->nr_leaves = old_leaves;
 }
 
-/* Another shape for a map that names nothing that matters. The grant brings the new record. */
+/* Another shape for a map that names nothing that matters. */
 static int map_replace(struct volume *vol, u64 size)
 {
 	struct volume *fresh = kzalloc(sizeof(*fresh), GFP_KERNEL);
@@ -102,6 +102,9 @@ static int map_replace(struct volume *vol, u64 size)
 	smp_store_release(&vol->nr_blocks, fresh->nr_blocks);
 	vol->map_hand = 0;
 	vol->rec.size = size;
+	/* An OPEN without an agent writes no record. In a commit, volumes come before slots. */
+	if (vol->rec.id)
+		volume_changed(vol);
 	spin_unlock(&c->lock);
 	mutex_unlock(&c->mutex);
 	volume_free_map(fresh);

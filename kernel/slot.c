@@ -237,25 +237,41 @@ void slots_reclaim(struct cache *c)
 
 /* ---- changes ---- */
 
-/* The slot's record differs from the journal's. @vol: whose flushes must wait for it, if any. */
-void slot_changed(struct cache *c, u32 n, struct volume *vol)
+/*
+ * The slot's record differs from the journal's. @vol: whose flushes must wait for it, if any.
+ * True if it is the first change that waits: then changes_kick() is due, not under the lock.
+ */
+bool slot_set_pending(struct cache *c, u32 n, struct volume *vol)
 {
 	struct slot *s = &c->slots[n];
+
+	lockdep_assert_held(&c->change_lock);
+	if (s->flags & SLOT_PENDING)
+		return false;
+	s->flags |= SLOT_PENDING;
+	if (vol)
+		vol->nr_pending++;
+	list_append(c, &c->changes, n);
+	return c->changes.count == 1;
+}
+
+/* A commit is to follow, soon. No store yet: this is the load, and the first commit takes it along. */
+void changes_kick(struct cache *c)
+{
+	if (c->store)
+		dedup_store_kick(c->store);
+}
+
+void slot_changed(struct cache *c, u32 n, struct volume *vol)
+{
 	unsigned long flags;
-	bool kick = false;
+	bool kick;
 
 	spin_lock_irqsave(&c->change_lock, flags);
-	if (!(s->flags & SLOT_PENDING)) {
-		s->flags |= SLOT_PENDING;
-		kick = !c->changes.count;
-		list_append(c, &c->changes, n);
-		if (vol)
-			vol->nr_pending++;
-	}
+	kick = slot_set_pending(c, n, vol);
 	spin_unlock_irqrestore(&c->change_lock, flags);
-	/* No store yet: this is the load, and the first commit takes it along. */
-	if (kick && c->store)
-		dedup_store_kick(c->store);
+	if (kick)
+		changes_kick(c);
 }
 
 static void commit_has(struct cache *c, struct volume *vol)

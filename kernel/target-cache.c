@@ -253,8 +253,10 @@ close_store:
 	WRITE_ONCE(c->closing, true);
 	cancel_work_sync(&c->space_work);
 	dedup_store_close(store);
-	cancel_work_sync(&c->space_work);
 free_cache:
+	/* The load may have kicked the worker, too. */
+	WRITE_ONCE(c->closing, true);
+	cancel_work_sync(&c->space_work);
 	cache_free(c);
 	return ERR_PTR(r);
 }

@@ -123,6 +123,25 @@ sizes_refused() {
 	cmp $vol "$TEST_TMP/ref"
 }
 
+# A table brings another size, and when it is resumed the agent has gone: no grant says the size.
+size_without_agent() {
+	new_cache
+	start_agent "img=$TEST_TMP/img"
+	attach vol0 img $((4 << 20))
+	dmsetup remove vol0
+	truncate -s 8M "$TEST_TMP/img"
+	dmsetup create vol0 --notable
+	dmsetup load vol0 --table "$(table $((8 << 20)))"
+	stop_agent
+	dmsetup resume vol0
+	dd if="$TEST_TMP/seed" of=$vol bs=1M seek=7 count=1 oflag=direct conv=fsync status=none
+	dmsetup remove vol0
+	dmsetup remove --retry cache0
+	dmsetup create cache0 --table "0 $size dedup-cache /dev/mapper/disk0"
+	dmsetup create vol0 --table "$(table $((8 << 20)))"
+	cmp -i $((7 << 20)):0 -n $((1 << 20)) $vol "$TEST_TMP/seed"
+}
+
 agent_waits() {
 	[ "$(agent waiting)" != 0 ]
 }
@@ -281,6 +300,7 @@ disk_unplugged() {
 
 run_case "a volume grows while it is written to" grow
 run_case "other sizes when it is closed, and refusals" sizes_refused
+run_case "another size, and no agent" size_without_agent
 run_case "without an agent: suspend, fail_parked, removal" without_agent
 run_case "a disk that fails: ro, failed, two events" disk_fails
 run_case "a disk that is gone while reads are parked" disk_gone_while_parked
