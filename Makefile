@@ -137,6 +137,7 @@ $(foreach p,$(notdir $(SELFTEST_FOLDERS)),\
 $(SELFTEST_PROGRAMS) $(SELFTEST_FOLDERS):
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lpthread
+$(O)/selftests/void_slots: $(LIBS)
 selftest-build: $(SELFTEST_PROGRAMS) $(SELFTEST_FOLDERS)
 
 $(O)/tests/crash/disk: $(O)/obj/tests/crash/disk.o

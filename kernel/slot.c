@@ -255,7 +255,7 @@ bool slot_set_pending(struct cache *c, u32 n, struct volume *vol)
 	return c->changes.count == 1;
 }
 
-/* A commit is to follow, soon. No store yet: this is the load, and the first commit takes it along. */
+/* A commit is to follow, soon. No store yet: this is the load, after which cache_start() kicks. */
 void changes_kick(struct cache *c)
 {
 	if (c->store)

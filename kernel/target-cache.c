@@ -221,6 +221,11 @@ static int cache_start(struct cache *c, struct dm_target *ti, const struct cache
 		return PTR_ERR(c->channel);
 	}
 	queue_delayed_work(c->wq, &c->tick_work, 0);
+	/*
+	 * The load has freed what was void, when there was no store to be kicked; as long as these
+	 * changes are pending, no other one kicks it.
+	 */
+	changes_kick(c);
 	return 0;
 }
 
