@@ -45,10 +45,10 @@ $(O)/gen/proto/vmdedup.pb-c.c $(O)/gen/proto/vmdedup.pb-c.h &: userspace/proto/v
 	@mkdir -p $(O)/gen/proto
 	$(Q)protoc-c --proto_path=userspace/proto --c_out=$(O)/gen/proto $<
 
-# The meta server's schema, as text in the program.
-$(O)/gen/meta/schema.c: userspace/meta/schema.sql
+# The meta server's schema and the way to it, as texts in the program.
+$(O)/gen/meta/%.c: userspace/meta/%.sql
 	@mkdir -p $(@D)
-	$(Q){ echo 'const char meta_schema_sql[] ='; \
+	$(Q){ echo 'const char meta_$*_sql[] ='; \
 	      sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $<; echo ';'; } >$@
 
 # --- compile ---------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ $(O)/lib/libvmdedup-$1.a: $(call objs,$(call lib_srcs,$1)) $2
 endef
 $(foreach l,$(filter-out proto cache meta,$(LAYERS)),$(eval $(call layer_rule,$l,)))
 $(eval $(call layer_rule,proto,$(O)/obj/gen/proto/vmdedup.pb-c.o))
-$(eval $(call layer_rule,meta,$(O)/obj/gen/meta/schema.o))
+$(eval $(call layer_rule,meta,$(addprefix $(O)/obj/gen/meta/,schema.o upgrade_1.o)))
 $(eval $(call layer_rule,cache,$(call objs,$(KERNEL_SHARED))))
 
 main_of = userspace/$(if $(filter vmdedup,$1),cli,$(patsubst vmdedup-%,%,$1))/main.c

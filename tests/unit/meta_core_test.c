@@ -787,7 +787,7 @@ static void test_store_errors(void **state)
 	assert_int_equal(meta_store_init(w->path, &init, &err), -EEXIST);
 	assert_int_equal(store_open(&w->m.store, w->path, &err), 0);
 	assert_int_equal(store_begin(w->m.store, &err), 0);
-	assert_int_equal(store_exec(w->m.store, &err, "UPDATE cluster SET schema = 2"), 1);
+	assert_int_equal(store_exec(w->m.store, &err, "UPDATE cluster SET schema = 99"), 1);
 	assert_int_equal(store_commit(w->m.store, &err), 0);
 	store_close(w->m.store);
 	assert_int_equal(store_open(&s, w->path, &err), -EPROTONOSUPPORT);

@@ -60,6 +60,11 @@ static int check_schema(struct store *s, const char *where, struct error *err)
 			"store %s: written by a newer release (schema %lld, this one knows "
 			"%d)",
 			name, (long long)version, META_SCHEMA_VERSION);
+	if (version < META_SCHEMA_VERSION)
+		return error_set(err, -EPROTONOSUPPORT,
+				 "store %s: written by an older release (schema %lld); the meta "
+				 "server brings it up to date when it starts",
+				 name, (long long)version);
 	return 0;
 }
 

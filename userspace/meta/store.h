@@ -25,7 +25,7 @@
 #include "base/fingerprint.h"
 #include "base/uuid.h"
 
-#define META_SCHEMA_VERSION 1
+#define META_SCHEMA_VERSION 2
 
 enum val_type { VAL_NULL, VAL_INT, VAL_BLOB, VAL_TEXT };
 
@@ -161,6 +161,7 @@ void rows_end(struct rows *rows);
 
 /* ---- for stores ---- */
 extern const char meta_schema_sql[];
+extern const char meta_upgrade_1_sql[]; /* from version 1, which only SQLite has had */
 int store_sqlite_open(struct store **s, const char *path, bool create, struct error *err);
 int store_sqlite_snapshot(struct store **s, const char *path, struct error *err);
 int store_pg_open(struct store **s, const char *where, bool create, struct error *err);

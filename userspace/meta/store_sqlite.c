@@ -388,6 +388,25 @@ static int make_schema(struct sqlite_store *q, struct error *err)
 	return r ? r : sqlite_script(&q->store, sql, err);
 }
 
+/* All of it or nothing; the lock is held, so nobody else has the store open. */
+static int upgrade_schema(struct sqlite_store *q, struct error *err)
+{
+	struct store *s = &q->store;
+	int64_t version = 0;
+	int r;
+
+	r = store_begin(s, err);
+	if (r)
+		return r;
+	r = store_int(s, err, &version, "SELECT schema FROM cluster");
+	if (r > 0 && version == 1)
+		r = sqlite_script(s, meta_upgrade_1_sql, err) ?: store_commit(s, err);
+	else if (r > 0)
+		r = 0;
+	store_rollback(s);
+	return r;
+}
+
 static int sync_dir_of(const char *path, struct error *err)
 {
 	char *copy CLEANUP_FREE = strdup(path);
@@ -431,7 +450,7 @@ int store_sqlite_open(struct store **out, const char *path, bool create, struct 
 	else if (create)
 		r = sync_dir_of(path, err) ?: make_schema(q, err);
 	else
-		r = 0;
+		r = upgrade_schema(q, err);
 	if (r)
 		goto close;
 	*out = &q->store;
