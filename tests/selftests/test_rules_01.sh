@@ -281,9 +281,9 @@ no_volatile_cache() {
 	start_agent "img=$TEST_TMP/img"
 	attach vol0 img $size
 	local before
-	before=$(cache_status vol0 commits)
+	before=$(volume_status vol0 flush_commits)
 	dd if="$TEST_TMP/other" of=$vol bs=4k count=1 conv=fsync,notrunc status=none
-	[ "$(cache_status vol0 commits)" -gt "$before" ]
+	[ "$(volume_status vol0 flush_commits)" -gt "$before" ]
 	cp "$TEST_TMP/other" "$TEST_TMP/base"
 	dd if="$TEST_TMP/img" of="$TEST_TMP/base" bs=4k seek=1 skip=1 conv=notrunc status=none
 	start stamp write $vol "$TEST_TMP/log" 22 100000 1
@@ -292,7 +292,7 @@ no_volatile_cache() {
 	dmsetup suspend --noflush raw0
 	dmsetup load raw0 --table "0 $n error"
 	dmsetup resume raw0
-	! wait "$writer"
+	ended_badly "$writer"
 	detach vol0
 	stop_agent
 	dmsetup remove cache0
