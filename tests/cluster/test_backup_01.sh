@@ -46,8 +46,7 @@ restore_last_week() {
 	before=$(stored)
 	expect_status 4 "another meta server" on_meta restore "$backup"
 	mkdir "$store/old"
-	kill -TERM "$meta_pid"
-	wait "$meta_pid" || true
+	end_daemons "$meta_pid"
 	mv "$store"/store/meta.sqlite* "$store/old"
 	on_meta restore "$backup"
 	start_meta
@@ -98,8 +97,7 @@ missing() {
 	on_meta backup "$backup.b"
 	vmdedup image rm b
 	vmdedup cluster gc
-	kill -TERM "$meta_pid"
-	wait "$meta_pid" || true
+	end_daemons "$meta_pid"
 	rm "$store"/store/meta.sqlite*
 	on_meta restore "$backup.b"
 	start_meta

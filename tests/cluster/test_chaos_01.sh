@@ -23,8 +23,7 @@ done
 data_conf='repair_rate = 1G'
 start_fleet $servers --block-size 64K --replicas 3 --min-copies 2
 # One of them is soon full.
-kill "${data_pids[5]}"
-wait "${data_pids[5]}" || true
+end_daemons "${data_pids[5]}"
 sed -i 's/^repair_rate/capacity = 24M\nreserve = 16M\nrepair_rate/' "$store/data5.conf"
 start_data 5
 wait_until 30 servers_are_up $servers

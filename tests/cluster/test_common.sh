@@ -111,6 +111,17 @@ kill_hard() {
 	[ $r = 137 ]
 }
 
+# end_daemons PID...: asks daemons to end; each must do so without an error.
+end_daemons() {
+	local p r
+	kill -TERM "$@"
+	for p; do
+		r=0
+		wait "$p" || r=$?
+		[ $r = 0 ] || fail "daemon $p ended with status $r when it was asked to"
+	done
+}
+
 # make_image FILE MIB: a sparse file, a third of it text, a third noise, the rest zeros and holes.
 make_image() {
 	local file=$1 mib=$2 third=$(($2 / 3))

@@ -17,8 +17,7 @@ round_trip() {
 }
 
 restart() {
-	kill "$meta_pid" "${data_pids[@]}"
-	wait "$meta_pid" "${data_pids[@]}"
+	end_daemons "$meta_pid" "${data_pids[@]}"
 	start_meta
 	start_data 1
 	wait_until 30 servers_are_up 1

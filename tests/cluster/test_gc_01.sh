@@ -76,8 +76,7 @@ nothing_is_left() {
 	kill_hard "$pid"
 	vmdedup image rm part
 	vmdedup cluster gc --full
-	kill "$meta_pid"
-	wait "$meta_pid"
+	end_daemons "$meta_pid"
 	start_meta
 	vmdedup image import "$images/a.raw" alive
 	vmdedup image verify alive --against "$images/a.raw"

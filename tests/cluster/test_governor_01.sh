@@ -88,8 +88,7 @@ another_disk() {
 	start_data 5
 	wait_until 20 grep -q 'belongs to' "$store/data5.log"
 	wait_until 20 in_state 5 down
-	kill "${data_pids[5]}"
-	wait "${data_pids[5]}" || true
+	end_daemons "${data_pids[5]}"
 	rm -rf "$store/data5"
 	start_data 5
 	wait_until 20 in_state 5 up

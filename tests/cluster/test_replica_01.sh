@@ -86,8 +86,7 @@ has_share() { # SERVER
 
 # Yesterday's copy of a disk: stale until it is reconciled, then complete.
 comes_back_as_it_was() {
-	kill "${data_pids[2]}"
-	wait "${data_pids[2]}" || true
+	end_daemons "${data_pids[2]}"
 	cp -a "$store/data2" "$store/yesterday"
 	start_data 2
 	wait_until 20 in_state 2 up
@@ -113,8 +112,7 @@ drained_and_removed() {
 	expect_status 4 "drain" vmdedup cluster remove "$id"
 	wait_until 60 holds_nothing 1
 	vmdedup cluster remove "$id"
-	kill "${data_pids[1]}"
-	wait "${data_pids[1]}" || true
+	end_daemons "${data_pids[1]}"
 	for image in a b c; do
 		vmdedup image verify $image --against "$images/$image.raw"
 	done

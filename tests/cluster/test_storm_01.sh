@@ -29,8 +29,7 @@ storm() {
 	swarm_do all stats
 	echo "# $answer"
 	end_swarm
-	kill "$meta_pid" "${data_pids[@]}"
-	wait "$meta_pid" "${data_pids[@]}" || true
+	end_daemons "$meta_pid" "${data_pids[@]}"
 }
 
 storm "one host" 1
