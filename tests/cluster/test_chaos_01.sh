@@ -29,6 +29,15 @@ start_data 5
 wait_until 30 servers_are_up $servers
 deadline=$((SECONDS + seconds))
 
+# tries WHAT COMMAND...: may fail, as servers die under it; counts those that did not.
+tries() {
+	local what=$1
+	shift
+	if "$@"; then
+		echo 1 >>"$store/$what"
+	fi
+}
+
 # worker N: what one user does. Writes "NAME SOURCE" of each image that was acknowledged.
 worker() {
 	local n=0 name source mine=()
@@ -59,11 +68,12 @@ worker() {
 			mine=("${mine[@]:1}")
 			# Asked for is as good as gone: nothing is claimed of it any more.
 			echo "$name" >>"$store/removed"
-			vmdedup image rm "$name" >>"$store/worker$1.log" 2>&1 || true ;;
+			tries removals vmdedup image rm "$name" >>"$store/worker$1.log" 2>&1 ;;
 		5)
 			[ ${#mine[@]} -gt 0 ] || continue
 			read -r name source <<<"${mine[RANDOM % ${#mine[@]}]}"
 			vmdedup image export "$name" "$store/export$1" >>"$store/worker$1.log" 2>&1 || continue
+			echo 1 >>"$store/exports"
 			cmp "$store/export$1" "$images/$source.raw" || echo "$name $source" >>"$store/wrong"
 			rm -f "$store/export$1" ;;
 		esac
@@ -72,7 +82,7 @@ worker() {
 
 collector() {
 	while [ $SECONDS -lt $deadline ]; do
-		vmdedup cluster gc >>"$store/gc.log" 2>&1 || true
+		tries collections vmdedup cluster gc >>"$store/gc.log" 2>&1
 		sleep 2
 	done
 }
@@ -108,7 +118,9 @@ chaos() {
 	done
 }
 
-: >"$store/made" && : >"$store/removed"
+for i in made removed removals collections exports; do
+	: >"$store/$i"
+done
 workers=()
 for i in 1 2 3; do
 	worker $i &
@@ -119,7 +131,18 @@ workers+=($!)
 chaos
 wait "${workers[@]}"
 echo "# $kills data servers killed, $stops stopped, $metas meta servers killed;" \
-	"$(wc -l <"$store/made") images made, $(wc -l <"$store/removed") removed"
+	"$(wc -l <"$store/made") images made, $(wc -l <"$store/removed") removed," \
+	"$(wc -l <"$store/removals") with an answer; $(wc -l <"$store/exports") exports compared," \
+	"$(wc -l <"$store/collections") collections"
+
+# Whatever dies, a store of three replicas is of use most of the time.
+was_of_use() {
+	local i
+	for i in made exports collections; do
+		[ -s "$store/$i" ] || fail "no $i in $seconds s"
+	done
+	[ $((kills + stops + metas)) -gt 0 ] || fail "nothing was killed or stopped"
+}
 
 all_there() {
 	wait_until 60 servers_are_up $servers
@@ -166,7 +189,7 @@ one_more_dies() {
 	start_data 1
 }
 
-for name in all_there nothing_was_wrong every_image_verifies heals counts_agree one_more_dies; do
+for name in was_of_use all_there nothing_was_wrong every_image_verifies heals counts_agree one_more_dies; do
 	echo "# $name"
 	$name
 	case_n=$((case_n + 1))
