@@ -146,9 +146,8 @@ kill_postgres() {
 
 # kill_host NODE: Patroni as well, as a host that has died.
 kill_host() {
-	kill -KILL "${patroni_pids[$1]}"
+	kill_hard "${patroni_pids[$1]}"
 	kill_postgres "$1"
-	wait "${patroni_pids[$1]}" 2>/dev/null || true
 }
 
 ha_stop() {

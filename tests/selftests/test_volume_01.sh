@@ -157,7 +157,7 @@ second_agent() {
 
 no_agent() {
 	kill "$agent"
-	wait "$agent" || true
+	wait "$agent"
 	expect_status 5 "no agent runs" vmdedup volume attach one
 	# The store is free: the command serves itself.
 	vmdedup image verify one
