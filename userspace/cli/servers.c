@@ -92,6 +92,20 @@ static int view_ask(struct connection *cn, struct view *v, struct error *err)
 	return r;
 }
 
+/* All servers as they are now, for a command that needs nothing else. */
+static int view_open(struct cli *cli, struct view *v, struct error *err)
+{
+	struct connection cn;
+	int r;
+
+	r = connect_open(&cn, &cli->conf, err);
+	if (r)
+		return r;
+	r = view_ask(&cn, v, err);
+	connect_close(&cn);
+	return r;
+}
+
 /* ---- shards ---- */
 
 struct shard_sum {
@@ -218,18 +232,12 @@ int cluster_shards_run(struct cli *cli, const struct verb *verb, int argc, char 
 		OPT_END
 	};
 	struct error err = { 0 };
-	struct connection cn;
 	struct view v;
-	int code, r;
+	int code;
 
 	if (!cli_options(verb, opts, &argc, &argv, 0, 0, &code))
 		return code;
-	r = connect_open(&cn, &cli->conf, &err);
-	if (r)
-		return cli_fail(&err);
-	r = view_ask(&cn, &v, &err);
-	connect_close(&cn);
-	if (r)
+	if (view_open(cli, &v, &err))
 		return cli_fail(&err);
 	if (json) {
 		struct shard_sum sum = { 0 };
@@ -315,18 +323,12 @@ int cluster_servers_run(struct cli *cli, const struct verb *verb, int argc, char
 	bool json = false;
 	const struct opt opts[] = { OPT_FLAG("json", &json, "print JSON"), OPT_END };
 	struct error err = { 0 };
-	struct connection cn;
 	struct view v;
-	int code, r;
+	int code;
 
 	if (!cli_options(verb, opts, &argc, &argv, 0, 0, &code))
 		return code;
-	r = connect_open(&cn, &cli->conf, &err);
-	if (r)
-		return cli_fail(&err);
-	r = view_ask(&cn, &v, &err);
-	connect_close(&cn);
-	if (r)
+	if (view_open(cli, &v, &err))
 		return cli_fail(&err);
 	if (json)
 		json_show(json_pack("{s:o}", "servers", servers_json(&v)));
