@@ -135,6 +135,15 @@ static void epochs_guard_deletion(void **state)
 	assert_int_equal(both[0].epoch, 9);
 	assert_int_equal(both[1].r, -EBUSY);
 	assert_int_equal(help_check(st, 3), 0);
+
+	/* What has moved away goes whatever its stamp is, and leaves the epoch as it was. */
+	both[1] = (struct bstore_op){ .kind = STORE_DROP, .fp = both[0].fp };
+	assert_int_equal(bstore_commit(st, both + 1, 1), 0);
+	assert_int_equal(both[1].r, 0);
+	assert_int_equal(help_check(st, 3), -ENOENT);
+	assert_int_equal(help_put(st, 3, 1, NULL), 0);
+	assert_int_equal(help_touch(st, 3, &epoch), 0);
+	assert_int_equal(epoch, 9);
 	bstore_close(st);
 	help_dir_remove(dir);
 }

@@ -68,6 +68,7 @@ enum bstore_op_kind {
 	STORE_PUT,    /* a verified block; when it is there, only its epoch is raised */
 	STORE_TOUCH,  /* raise the epoch of a block that is there; -ENOENT: it is not */
 	STORE_DELETE, /* if its epoch is below; -ENOENT: not there; -EBUSY: touched since */
+	STORE_DROP,   /* whatever its epoch: its shard has moved away; -ENOENT: not there */
 	STORE_EPOCH,  /* raise the shard's epoch */
 	STORE_STAMP,  /* the same, and every block of the shard counts as stamped with it */
 	STORE_BAD,    /* the record at (lump, offset) is damaged: it counts as missing */

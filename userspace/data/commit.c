@@ -134,6 +134,10 @@ static int plan_one(struct batch *b, struct index_txn *txn, struct plan *p, stru
 	op->r = 0;
 	if (op->kind == STORE_EPOCH || op->kind == STORE_STAMP)
 		return 0;
+	if (op->kind == STORE_DROP) {
+		p->todo = TODO_DELETE;
+		return 0;
+	}
 	if (op->kind == STORE_DELETE) {
 		/* Deletion while epochs are only lower bounds could pass a TOUCH. */
 		if (b->st->info.unstamped)
@@ -445,7 +449,8 @@ static int index_delete(struct batch *b, struct index_txn *txn, struct index_inf
 		op->r = r == -ENOENT ? r : 0;
 		return r == -ENOENT ? 0 : r;
 	}
-	if (bstore_effective_epoch(b->st, p->shard, &p->old) >= op->epoch) {
+	if (op->kind == STORE_DELETE &&
+	    bstore_effective_epoch(b->st, p->shard, &p->old) >= op->epoch) {
 		op->r = -EBUSY;
 		return 0;
 	}
@@ -631,7 +636,7 @@ static void count_ops(struct bstore *st, struct batch *b)
 
 		if (p->todo == TODO_FOLLOW)
 			p->op->r = p->leader->op->r;
-		if (p->op->kind == STORE_DELETE && !p->op->r)
+		if (p->todo == TODO_DELETE && !p->op->r)
 			block_cache_drop(st->cache, p->op->domain, &p->op->fp);
 		if (p->op->kind == STORE_BAD)
 			st->bad++;

@@ -277,6 +277,15 @@ static bool refuse_shard(struct net_request *req, uint32_t shard)
 	return true;
 }
 
+/* An epoch that no receipt may have would end the writing of its shard. */
+static bool refuse_epoch(struct net_request *req, uint64_t epoch)
+{
+	if (epoch <= INT64_MAX)
+		return false;
+	net_reply_error(req, EINVAL, "there is no epoch %llu", (unsigned long long)epoch);
+	return true;
+}
+
 static void handle_list(struct data_server *s, struct net_request *req,
 			const Vmdedup__ShardList *list)
 {
@@ -328,6 +337,7 @@ static void handle_delete(struct data_server *s, struct net_request *req,
 	struct job *job;
 
 	if (refuse_history(s, req, &del->history) || refuse_shard(req, del->shard) ||
+	    refuse_epoch(req, del->below_epoch) ||
 	    refuse_fps(req, &del->fingerprints, PROTO_MAX_TOUCH))
 		return;
 	job = job_new(s, req, JOB_DELETE, del->fingerprints.len / FP_SIZE);
@@ -351,7 +361,7 @@ static void handle_epoch(struct data_server *s, struct net_request *req,
 {
 	struct job *job;
 
-	if (refuse_shard(req, set->shard))
+	if (refuse_shard(req, set->shard) || refuse_epoch(req, set->epoch))
 		return;
 	job = job_new(s, req, JOB_EPOCH, 1);
 	if (!job)

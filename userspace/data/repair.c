@@ -363,13 +363,14 @@ static int drop_page(struct repair *rp, uint16_t shard, uint32_t domain)
 
 	if (n <= 0)
 		return n;
-	job = server_job_new(rp->s, JOB_DELETE, (size_t)n);
+	job = server_job_new(rp->s, JOB_DROP, (size_t)n);
 	if (!job)
 		return -ENOMEM;
 	job->domain = domain;
+	job->shard = shard;
 	for (int i = 0; i < n; i++)
-		job->ops[i] = (struct bstore_op){ .kind = STORE_DELETE, .domain = domain,
-						  .fp = rp->mine[i].fp, .epoch = UINT64_MAX };
+		job->ops[i] = (struct bstore_op){ .kind = STORE_DROP, .domain = domain,
+						  .fp = rp->mine[i].fp };
 	server_submit_wait(rp->s, job);
 	r = job->r;
 	for (int i = 0; !r && i < n; i++)
@@ -392,7 +393,7 @@ static void drop_shard(struct repair *rp, uint16_t shard)
 		do
 			n = drop_page(rp, shard, join->domains[i]->id);
 		while (n > 0 && !is_ending(rp));
-	if (n < 0)
+	if (n < 0 && n != -ESTALE)
 		log_warn("shard %u has moved away, its blocks stay here: %s", shard, strerror(-n));
 }
 

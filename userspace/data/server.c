@@ -285,6 +285,18 @@ struct batch {
 	size_t nr, room;
 };
 
+/*
+ * A shard that had moved away may have come back since the meta server agreed that it be dropped, and
+ * have a PUT's receipt. From a map that gives it back a PUT can only come after this; under the lock.
+ */
+static void refuse_drop(struct data_server *s, struct job *job)
+{
+	if (s->known && !topology_place(topology_map(s->known), job->shard, s->known->id))
+		return;
+	for (size_t i = 0; i < job->nr; i++)
+		job->ops[i].r = -ESTALE;
+}
+
 /* Takes what is ready, as much as one commit should hold; under the lock. */
 static void batch_take(struct data_server *s, struct batch *b)
 {
@@ -298,6 +310,8 @@ static void batch_take(struct data_server *s, struct batch *b)
 		job->next = NULL;
 		*last = job;
 		last = &job->next;
+		if (job->kind == JOB_DROP)
+			refuse_drop(s, job);
 		s->write_bytes -= job->bytes;
 		bytes += job->bytes;
 		ops += job->nr;
@@ -338,7 +352,7 @@ static void batch_run(struct data_server *s, struct batch *b)
 		next = job->next;
 		if (r)
 			job->r = r;
-		if (job->kind == JOB_DELETE || job->kind == JOB_BAD)
+		if (job->kind == JOB_DELETE || job->kind == JOB_DROP || job->kind == JOB_BAD)
 			s->compact = true;
 		job_done(s, job);
 	}

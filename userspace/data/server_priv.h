@@ -83,7 +83,8 @@ struct job_peer {
 	uint64_t incarnation;
 };
 
-enum job_kind { JOB_PUT, JOB_TOUCH, JOB_GET, JOB_LIST, JOB_DELETE, JOB_EPOCH, JOB_MAP, JOB_BAD };
+enum job_kind { JOB_PUT, JOB_TOUCH, JOB_GET, JOB_LIST, JOB_DELETE, JOB_DROP, JOB_EPOCH, JOB_MAP,
+		JOB_BAD };
 
 struct job {
 	struct job *next;
@@ -104,7 +105,7 @@ struct job {
 	struct redirected *redirected; /* ops[i].r -EREMOTE: who is named; NULL: none */
 	uint32_t (*named)[REDIRECT_NAMES];
 	uint8_t *nr_named;
-	/* LIST */
+	/* LIST, DROP */
 	uint16_t shard;
 	struct fp after;
 	bool has_after, more;
