@@ -69,7 +69,7 @@ $(O)/lib/libvmdedup-$1.a: $(call objs,$(call lib_srcs,$1)) $2
 endef
 $(foreach l,$(filter-out proto cache meta,$(LAYERS)),$(eval $(call layer_rule,$l,)))
 $(eval $(call layer_rule,proto,$(O)/obj/gen/proto/vmdedup.pb-c.o))
-$(eval $(call layer_rule,meta,$(addprefix $(O)/obj/gen/meta/,schema.o upgrade_1.o)))
+$(eval $(call layer_rule,meta,$(addprefix $(O)/obj/gen/meta/,schema.o upgrade_1.o upgrade_2.o)))
 $(eval $(call layer_rule,cache,$(call objs,$(KERNEL_SHARED))))
 
 main_of = userspace/$(if $(filter vmdedup,$1),cli,$(patsubst vmdedup-%,%,$1))/main.c

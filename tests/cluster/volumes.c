@@ -211,7 +211,12 @@ static void case_recover(struct test *t)
 	process_restart(&t->w->meta);
 	write_ids(t, here, volume, 50, 30, 7003);
 	write_ids(t, here, volume, 2000, 9, 7004);
+	/* What that is, its agent says now and then. */
+	SHELL(t, NULL, "vmdedup volume leases; for i in $(seq 200); do [ \"$(vmdedup volume leases --json | "
+	      "jq '.[].unpushed_bytes')\" != %d ] || break; sleep 0.1; done; "
+	      "vmdedup volume leases | grep '36.0 KiB, as of .* ago'", 9 * 4096);
 	process_kill(&here->agent);
+	SHELL(t, NULL, "vmdedup volume break-lease vol >said || grep 'ago that was 36.0 KiB, the oldest' said");
 	SHELL(t, NULL, "r=0; vmdedup volume break-lease vol >said || r=$?; [ $r = 1 ] && "
 	      "grep 'host0' said && grep 'may still be running' said && grep recover said");
 	SHELL(t, NULL, "vmdedup volume break-lease vol --yes && vmdedup volume leases | grep BROKEN");
@@ -233,7 +238,11 @@ static void case_recover(struct test *t)
 		die("a write to a diverged volume");
 	if (cache_file_close(here->cache, volume))
 		die("close");
-	SHELL(t, here, "vmdedup volume recover vol rescued");
+	/* A name that is taken says so; without one there is always one. */
+	SHELL(t, here, "r=0; vmdedup volume recover vol base 2>said || r=$?; [ $r = 4 ] && "
+	      "grep 'there is an image base already: give another name' said");
+	SHELL(t, here, "vmdedup volume recover vol --json | jq -r .image >name; "
+	      "grep '^vol-recovered-20' name; vmdedup image rename $(cat name) rescued");
 	expect_image(t, "rescued", t->ids);
 	SHELL(t, here, "[ \"$(vmdedup volume ls --json)\" = '[]' ] && "
 	      "[ \"$(vmdedup volume leases --json)\" = '[]' ]");

@@ -3,6 +3,7 @@
  * A store that an older release wrote is brought up to date when it is opened: then it has the
  * tables, columns and indexes of a new one, and what was in it.
  */
+#include "pg_cluster.h"
 #include "meta/core.h"
 #include "meta/server.h"
 #include "meta/store.h"
@@ -69,6 +70,7 @@ static int setup(void **state)
 	/* As the release with schema 1 made it. */
 	run_sql(rig->old,
 		"DROP TABLE governor; DROP TABLE peers; DROP TABLE peer_images; DROP TABLE traces;"
+		"DROP TABLE lease_reports; DROP TABLE hot_lists;"
 		"ALTER TABLE cluster DROP COLUMN deletion;"
 		"ALTER TABLE cluster DROP COLUMN out_after_s;"
 		"ALTER TABLE servers DROP COLUMN by_itself; ALTER TABLE servers DROP COLUMN session;"
@@ -139,6 +141,30 @@ static void test_upgrade(void **state)
 	free(want);
 }
 
+/* PostgreSQL has had no schema before 2. */
+static void test_upgrade_pg(void **state)
+{
+	struct pg_cluster pg;
+	struct store *s[2];
+	struct error err;
+	char uri[200];
+
+	if (!pg_start(&pg))
+		return;
+	pg_schema(pg.uri, uri, sizeof(uri));
+	make_store(uri);
+	pg_sql(uri, "DROP TABLE lease_reports; DROP TABLE hot_lists; UPDATE cluster SET schema = 2");
+	for (int i = 0; i < 2; i++)
+		if (store_open(&s[i], uri, &err))
+			fail_msg("%s", err.text);
+	assert_int_equal(pg_sql(uri, "SELECT schema FROM cluster"), META_SCHEMA_VERSION);
+	assert_int_equal(pg_sql(uri, "SELECT count(*) FROM lease_reports"), 0);
+	assert_int_equal(pg_sql(uri, "SELECT count(*) FROM hot_lists"), 0);
+	store_close(s[0]);
+	store_close(s[1]);
+	pg_stop(&pg);
+}
+
 static void test_newer(void **state)
 {
 	struct rig *rig = *state;
@@ -154,6 +180,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_upgrade, setup, teardown),
+		cmocka_unit_test(test_upgrade_pg),
 		cmocka_unit_test_setup_teardown(test_newer, setup, teardown),
 	};
 

@@ -6,8 +6,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-#include "agent/push_cluster.h"
-#include "agent/pusher.h"
+#include "agent/pusher_impl.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -16,41 +15,8 @@
 #define RETRY_FIRST_MS	 1000
 #define RETRY_LAST_MS	 60000
 #define OPEN_TIMEOUT_MS	 3000
-#define META_TIMEOUT_MS	 5000
-#define MAX_DISCARDED	 64
+#define REPORT_TIMEOUT_MS 1000
 #define PUSH_TRIES	 8 /* of one push whose blocks collections take away */
-#define MAX_WANTS	 256 /* volumes with a wish or a failure; beyond it the look finds them */
-
-/* A volume that wants a push, or whose last one failed. */
-struct want {
-	uint64_t volume; /* 0: free */
-	bool wanted;
-	bool taken; /* by the look that is under way */
-	unsigned int failures;
-	uint64_t not_before_ns;
-	char trouble[256];
-};
-
-struct pusher {
-	struct pusher_params params;
-	struct pool *pool;
-	pthread_t thread;
-	struct push_env env;
-	struct push_cluster servers;
-	/* Ephemeral volumes that their CLOSE has discarded: a detach may come after it. */
-	char discarded[MAX_DISCARDED][DM_DEDUP_NAME_SIZE];
-	unsigned int next_discarded;
-
-	pthread_mutex_t lock; /* guards all below */
-	pthread_cond_t some;
-	struct pusher_task *first, **last;
-	struct want wants[MAX_WANTS];
-	bool want_space; /* writers wait for slots */
-	bool want_look;	 /* at the volumes, now and not at the next interval */
-	struct uuid cache_uuid;
-	bool stop, ended;
-	struct pusher_stats stats;
-};
 
 /* ---- what a push calls ---- */
 
@@ -107,14 +73,14 @@ static void clean_slots(void *ctx, const struct dm_dedup_clean_entry *slots, siz
 
 /* ---- one volume ---- */
 
-static void holder(struct pusher *p, struct uuid *cache)
+void pusher_holder(struct pusher *p, struct uuid *cache)
 {
 	pthread_mutex_lock(&p->lock);
 	*cache = p->cache_uuid;
 	pthread_mutex_unlock(&p->lock);
 }
 
-static int find_volume(struct pusher *p, const struct pusher_task *task,
+int pusher_find_volume(struct pusher *p, const struct pusher_task *task,
 		       struct dm_dedup_volume_info *found, struct error *err)
 {
 	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
@@ -124,7 +90,7 @@ static int find_volume(struct pusher *p, const struct pusher_task *task,
 	int r;
 
 	/* The cache may answer before the loop has been told which one it is. */
-	holder(p, &uuid);
+	pusher_holder(p, &uuid);
 	if (uuid_is_null(&uuid))
 		return error_set(err, -ENODEV, "the cache is not connected yet");
 	by_uuid = !uuid_from_text(&uuid, task->name);
@@ -152,7 +118,7 @@ static void fence_if_lost(struct pusher *p, const struct dm_dedup_volume_info *v
 	int r;
 
 	memcpy(lease.image.b, v->image, sizeof(lease.image.b));
-	holder(p, &cache);
+	pusher_holder(p, &cache);
 	r = network_take_lease(p->servers.cluster, &cache, p->params.host, &lease, META_TIMEOUT_MS,
 			       &err);
 	if (r != -ESTALE)
@@ -165,7 +131,7 @@ static void fence_if_lost(struct pusher *p, const struct dm_dedup_volume_info *v
 		log_error("cannot fence volume %s: %s", v->name, strerror(-r));
 }
 
-static int need_cluster(struct pusher *p, struct error *err)
+int pusher_need_cluster(struct pusher *p, struct error *err)
 {
 	const struct pusher_params *m = &p->params;
 	unsigned int i;
@@ -193,7 +159,7 @@ static int push_once(struct pusher *p, const struct dm_dedup_volume_info *v, boo
 	int r, tries;
 
 	memset(result, 0, sizeof(*result));
-	r = need_cluster(p, err);
+	r = pusher_need_cluster(p, err);
 	/* -EAGAIN: a collection took blocks that the data servers had when they were asked. The same
 	 * cut again finds them missing, and sends them. */
 	for (tries = 0; !r && tries < PUSH_TRIES; tries++) {
@@ -224,14 +190,14 @@ static int push_once(struct pusher *p, const struct dm_dedup_volume_info *v, boo
 	return 0;
 }
 
-static bool can_be_pushed(const struct dm_dedup_volume_info *v)
+bool can_be_pushed(const struct dm_dedup_volume_info *v)
 {
 	return v->flags & DM_DEDUP_VOL_GRANTED &&
 	       !(v->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL |
 			     DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED));
 }
 
-static bool is_unpushed(const struct dm_dedup_volume_info *v)
+bool is_unpushed(const struct dm_dedup_volume_info *v)
 {
 	return v->flags & DM_DEDUP_VOL_DIRTY || v->dirty_bytes || v->closed_cut > v->committed_cut;
 }
@@ -328,6 +294,15 @@ static void drop_taken(struct pusher *p)
 	pthread_mutex_unlock(&p->lock);
 }
 
+int pusher_push(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
+		const char *label, struct push_result *result, struct error *err)
+{
+	int r = push_once(p, v, make_version, label, result, err);
+
+	note_push(p, v, r, err);
+	return r;
+}
+
 /* Every volume that is due, the one with most dirty bytes first. */
 static void push_what_is_due(struct pusher *p, bool space)
 {
@@ -349,8 +324,7 @@ static void push_what_is_due(struct pusher *p, bool space)
 		if (best == count)
 			break;
 		memset(&err, 0, sizeof(err));
-		r = push_once(p, &infos[best], false, NULL, &result, &err);
-		note_push(p, &infos[best], r, &err);
+		pusher_push(p, &infos[best], false, NULL, &result, &err);
 		infos[best].flags &= ~DM_DEDUP_VOL_GRANTED; /* looked at */
 		pthread_mutex_lock(&p->lock);
 		r = p->first || p->stop;
@@ -361,283 +335,23 @@ static void push_what_is_due(struct pusher *p, bool space)
 	drop_taken(p);
 }
 
-/* ---- what people ask for ---- */
-
-static int push_noted(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
-		      const char *label, struct push_result *result, struct error *err)
+/* Only hints, and only while the meta server is there: pushes do not wait for it. */
+static void report_leases(struct pusher *p)
 {
-	struct push_result one;
-	int r = push_once(p, v, make_version, label, &one, err);
-
-	note_push(p, v, r, err);
-	if (r)
-		return r;
-	if (one.cut)
-		result->cut = one.cut;
-	result->root = one.root;
-	result->version = one.version;
-	result->blocks += one.blocks;
-	result->new_blocks += one.new_blocks;
-	result->bytes_sent += one.bytes_sent;
-	return 0;
-}
-
-static int task_push(struct pusher *p, struct pusher_task *task)
-{
-	struct dm_dedup_volume_info v;
-	struct uuid image;
-	int r;
-
-	r = find_volume(p, task, &v, &task->err);
-	if (r)
-		return r;
-	if (!can_be_pushed(&v))
-		return error_set(&task->err, -EROFS, "volume %s cannot be pushed: it %s", v.name,
-				 v.flags & DM_DEDUP_VOL_EPHEMERAL ? "is ephemeral" :
-				 v.flags & DM_DEDUP_VOL_READONLY  ? "is read-only" :
-				 v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED) ?
-								    "has diverged from its image" :
-								    "holds no lease");
-	/* A cut that an earlier push has left comes first; what was written since is above it. */
-	if (v.closed_cut > v.committed_cut)
-		r = push_noted(p, &v, false, NULL, &task->result, &task->err);
-	if (!r)
-		r = push_noted(p, &v, task->make_version, task->label, &task->result, &task->err);
-	if (r || task->result.version || !task->make_version)
-		return r;
-	/* Nothing was dirty, or the meta server had committed this cut before, without a version. */
-	memcpy(image.b, v.image, sizeof(image.b));
-	return push_cluster_snapshot(&p->servers, &image, task->label, META_TIMEOUT_MS,
-				     &task->result, &task->err);
-}
-
-static int push_to_the_end(struct pusher *p, struct pusher_task *task,
-			   const struct dm_dedup_volume_info *v)
-{
-	uint64_t cut;
-	int r;
-
-	/* A cut that was closed before may leave open overlays above it: twice at most. */
-	do {
-		cut = task->result.cut;
-		r = push_noted(p, v, false, NULL, &task->result, &task->err);
-	} while (!r && task->result.cut != cut);
-	return r;
-}
-
-static int release_volume(struct pusher *p, const struct dm_dedup_volume_info *v, bool discard,
-			  struct error *err)
-{
-	struct cache *c = p->params.cache;
-	int r;
-
-	r = c->ops->release(c, v->volume, v->lease_epoch,
-			    discard ? DM_DEDUP_RELEASE_DISCARD : 0);
-	if (r == -EBUSY)
-		return error_set(err, r, "volume %s is still open or holds unpushed data", v->name);
-	if (r)
-		return error_set(err, r, "cannot release volume %s: %s", v->name, strerror(-r));
-	return 0;
-}
-
-static int task_discard(struct pusher *p, struct pusher_task *task)
-{
-	struct dm_dedup_volume_info v;
-	int r;
-
-	r = find_volume(p, task, &v, &task->err);
-	if (r || !(v.flags & DM_DEDUP_VOL_EPHEMERAL) || v.flags & DM_DEDUP_VOL_OPEN)
-		return r;
-	r = release_volume(p, &v, true, &task->err);
-	if (!r)
-		memcpy(p->discarded[p->next_discarded++ % MAX_DISCARDED], v.name, sizeof(v.name));
-	return r;
-}
-
-/* True once for each. */
-static bool was_discarded(struct pusher *p, const char *name)
-{
-	size_t i;
-
-	for (i = 0; i < MAX_DISCARDED; i++)
-		if (!strcmp(p->discarded[i], name)) {
-			p->discarded[i][0] = 0;
-			return true;
-		}
-	return false;
-}
-
-struct opening {
-	struct agent *agent;
-	const struct uuid *image;
-	bool is;
-};
-
-static void opening_in_loop(void *arg)
-{
-	struct opening *o = arg;
-
-	o->is = agent_opens_image(o->agent, o->image);
-}
-
-/* An agent died, or the meta server was away, between the cache's RELEASE and the lease's: the
- * volume has gone and the image is still leased to this cache. */
-static int release_lease_left(struct pusher *p, struct pusher_task *task)
-{
-	struct opening o = { .agent = p->params.agent };
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	uint64_t now = clock_mono_ns();
 	struct error err = { 0 };
-	struct uuid image, cache, leased;
-	uint64_t epoch;
-	int r;
-
-	r = need_cluster(p, &err);
-	if (!r)
-		r = push_cluster_lease(&p->servers, task->name, META_TIMEOUT_MS, &image, &leased, &epoch,
-				       &err);
-	holder(p, &cache);
-	if (r || uuid_is_null(&leased) || !uuid_equal(&leased, &cache))
-		return -ENOENT;
-	o.image = &image;
-	if (!loop_call(p->params.loop, opening_in_loop, &o) || o.is)
-		return -ENOENT;
-	task->err.code = 0;
-	return push_cluster_release(&p->servers, &image, &cache, epoch, META_TIMEOUT_MS,
-				    &task->err);
-}
-
-static int task_detach(struct pusher *p, struct pusher_task *task)
-{
-	struct dm_dedup_volume_info v;
-	struct uuid image, cache;
-	bool leased, discard;
-	int r;
-
-	r = find_volume(p, task, &v, &task->err);
-	if (r == -ENOENT && was_discarded(p, task->name)) {
-		task->err.code = 0;
-		return 0;
-	}
-	if (r == -ENOENT && !task->volume)
-		return release_lease_left(p, task);
-	if (r)
-		return r;
-	if (v.flags & DM_DEDUP_VOL_OPEN)
-		return error_set(&task->err, -EBUSY,
-				 "volume %s is still open: remove its device first (dmsetup remove)",
-				 v.name);
-	leased = v.flags & DM_DEDUP_VOL_GRANTED && v.lease_epoch &&
-		 !(v.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
-	discard = task->discard || v.flags & DM_DEDUP_VOL_EPHEMERAL;
-	if (is_unpushed(&v) && !discard) {
-		if (task->no_push)
-			return error_set(&task->err, -EBUSY,
-					 "volume %s holds %llu bytes that were not pushed", v.name,
-					 (unsigned long long)v.dirty_bytes);
-		r = push_to_the_end(p, task, &v);
-		if (r)
-			return r;
-	}
-	if (leased) {
-		r = need_cluster(p, &task->err);
-		if (r)
-			return r;
-	}
-	/* First the cache gives the grant up durably, then the meta server may give it away. */
-	r = release_volume(p, &v, discard, &task->err);
-	if (r || !leased)
-		return r;
-	memcpy(image.b, v.image, sizeof(image.b));
-	holder(p, &cache);
-	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
-				    &task->err);
-}
-
-/* What lies above the first cut follows, under a lease on the new image that ends at once. */
-static int recover_the_rest(struct pusher *p, struct pusher_task *task,
-			    const struct dm_dedup_volume_info *v, struct push_recover *to)
-{
-	struct agent_lease lease = { .image = to->image };
-	struct push_result rest;
 	struct uuid cache;
-	int r;
+	size_t count;
 
-	holder(p, &cache);
-	r = network_take_lease(p->servers.cluster, &cache, p->params.host, &lease, META_TIMEOUT_MS,
-			       &task->err);
-	if (r)
-		return r;
-	to->new_image = NULL;
-	to->epoch = lease.epoch;
-	r = push_volume(&p->env, v, to, false, NULL, &rest, &task->err);
-	if (!r && rest.cut) {
-		task->result.root = rest.root;
-		task->result.blocks += rest.blocks;
-		task->result.new_blocks += rest.new_blocks;
-		task->result.bytes_sent += rest.bytes_sent;
-	}
-	return r ?: push_cluster_release(&p->servers, &to->image, &cache, to->epoch,
-					 META_TIMEOUT_MS, &task->err);
-}
-
-/* A volume whose lease is lost: what it holds becomes a new image over the root that it stands
- * on, which its broken lease keeps; then the volume and that lease are given up. */
-static int task_recover(struct pusher *p, struct pusher_task *task)
-{
-	struct push_recover to = { .new_image = task->new_image };
-	struct dm_dedup_volume_info v;
-	struct uuid image, cache;
-	int r;
-
-	r = find_volume(p, task, &v, &task->err) ?: need_cluster(p, &task->err);
-	if (r)
-		return r;
-	if (!(v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED)))
-		return error_set(&task->err, -EINVAL, "volume %s has not diverged: push it", v.name);
-	if (v.flags & DM_DEDUP_VOL_OPEN)
-		return error_set(&task->err, -EBUSY,
-				 "volume %s is still open: remove its device first (dmsetup remove)",
-				 v.name);
-	r = push_volume(&p->env, &v, &to, false, NULL, &task->result, &task->err);
-	if (r)
-		return r;
-	if (!task->result.cut)
-		return error_set(&task->err, -ENODATA, "volume %s holds nothing that was not pushed: "
-				 "`vmdedup volume detach %s --discard` gives it up", v.name, v.name);
-	to.image = task->result.image;
-	r = recover_the_rest(p, task, &v, &to) ?: release_volume(p, &v, true, &task->err);
-	if (r)
-		return r;
-	memcpy(image.b, v.image, sizeof(image.b));
-	holder(p, &cache);
-	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
-				    &task->err);
-}
-
-static void run_task(struct pusher *p, struct pusher_task *task)
-{
-	uint64_t start = clock_mono_ns();
-	int r;
-
-	switch (task->kind) {
-	case TASK_PUSH:
-		r = task_push(p, task);
-		break;
-	case TASK_DETACH:
-		r = task_detach(p, task);
-		break;
-	case TASK_DISCARD:
-		r = task_discard(p, task);
-		break;
-	case TASK_RECOVER:
-		r = task_recover(p, task);
-		break;
-	default:
-		r = -EINVAL;
-	}
-	if (r && !task->err.code)
-		error_set(&task->err, r, "%s", strerror(-r));
-	task->milliseconds = (clock_mono_ns() - start) / 1000000;
-	loop_post(p->params.loop, &task->work);
+	pusher_holder(p, &cache);
+	if (!lease_report_is_due(&p->report, now) || uuid_is_null(&cache) ||
+	    cache_volumes(p->params.cache, &infos, &count))
+		return;
+	p->report.tried_ns = now;
+	if (count && !pusher_need_cluster(p, &err))
+		lease_report_send(&p->report, p->servers.cluster, &cache, infos, count, now,
+				  REPORT_TIMEOUT_MS);
 }
 
 /* ---- the thread ---- */
@@ -694,9 +408,14 @@ static void *pusher_thread(void *arg)
 			p->want_look = false;
 		pthread_mutex_unlock(&p->lock);
 		if (task)
-			run_task(p, task);
+			pusher_run_task(p, task);
 		else
 			push_what_is_due(p, space);
+		pthread_mutex_lock(&p->lock);
+		if (p->stop || p->first)
+			continue;
+		pthread_mutex_unlock(&p->lock);
+		report_leases(p);
 		pthread_mutex_lock(&p->lock);
 	}
 	while ((task = take_task(p))) {

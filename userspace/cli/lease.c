@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include "cli/agent.h"
 #include "cli/connect.h"
 #include "cli/ui.h"
@@ -40,6 +41,19 @@ static int leases_each(struct cluster *c, int (*visit)(void *arg, const Vmdedup_
 
 /* ---- leases ---- */
 
+/* "12.0 MiB, as of 8 s ago", what the holder last said; "-": it has said nothing. */
+static const char *unpushed_text(const Vmdedup__Lease *l, char text[96])
+{
+	char bytes[32], ago[32];
+
+	if (l->reported)
+		snprintf(text, 96, "%s, as of %s ago", size_to_text(l->unpushed_bytes, bytes),
+			 duration_to_text(l->report_age_s * 1000, ago));
+	else
+		strcpy(text, "-");
+	return text;
+}
+
 struct leases {
 	struct table *table; /* or ... */
 	json_t *json;
@@ -48,27 +62,37 @@ struct leases {
 static int lease_show(void *arg, const Vmdedup__Lease *l)
 {
 	struct leases *s = arg;
-	char since[32], root[16];
+	char since[32], root[16], unpushed[96];
+	json_t *j;
 
-	if (s->json)
-		return json_array_append_new(s->json, json_pack(
-			"{s:s, s:o, s:s, s:o, s:I, s:I, s:I, s:b, s:o}", "image", l->name, "uuid",
-			json_uuid(l->image.data, l->image.len), "host", l->host, "cache",
-			json_uuid(l->cache.data, l->cache.len), "epoch", (json_int_t)l->epoch, "cut",
-			(json_int_t)l->cut, "since_s", (json_int_t)l->since_s, "broken", l->broken,
-			"root", json_fp(l->root.data, l->root.len))) ? -ENOMEM : 0;
+	if (s->json) {
+		j = json_pack("{s:s, s:o, s:s, s:o, s:I, s:I, s:I, s:b, s:o}", "image", l->name,
+			      "uuid", json_uuid(l->image.data, l->image.len), "host", l->host, "cache",
+			      json_uuid(l->cache.data, l->cache.len), "epoch", (json_int_t)l->epoch,
+			      "cut", (json_int_t)l->cut, "since_s", (json_int_t)l->since_s, "broken",
+			      l->broken, "root", json_fp(l->root.data, l->root.len));
+		json_object_set_new(j, "unpushed_bytes", l->reported ?
+				    json_integer((json_int_t)l->unpushed_bytes) : json_null());
+		json_object_set_new(j, "oldest_ms", l->reported ?
+				    json_integer((json_int_t)l->oldest_ms) : json_null());
+		json_object_set_new(j, "report_age_s", l->reported ?
+				    json_integer((json_int_t)l->report_age_s) : json_null());
+		return json_array_append_new(s->json, j) ? -ENOMEM : 0;
+	}
 	table_cell(s->table, "%s", l->name);
 	table_cell(s->table, "%s", l->host);
 	table_cell(s->table, "%llu", (unsigned long long)l->epoch);
 	table_cell(s->table, "%s", l->broken ? "BROKEN" : "active");
 	table_cell(s->table, "%s", time_to_text(l->since_s, since));
+	table_cell(s->table, "%s", unpushed_text(l, unpushed));
 	table_cell(s->table, "%s", fp_short(l->root.data, l->root.len, root));
 	return 0;
 }
 
 int leases_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
-	static const char *const heads[] = { "<IMAGE", "<HOST", "EPOCH", "<STATE", "<SINCE", "<ROOT" };
+	static const char *const heads[] = { "<IMAGE", "<HOST", "EPOCH", "<STATE", "<SINCE",
+					     "<UNPUSHED", "<ROOT" };
 	bool json = false;
 	const struct opt opts[] = { OPT_FLAG("json", &json, "print JSON"), OPT_END };
 	struct leases s = { 0 };
@@ -84,7 +108,7 @@ int leases_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 	if (json)
 		s.json = json_array();
 	else
-		s.table = table_new(heads, 6);
+		s.table = table_new(heads, 7);
 	r = leases_each(cn.cluster, lease_show, &s, &err);
 	connect_close(&cn);
 	if (r) {
@@ -108,7 +132,23 @@ struct wanted {
 	char host[256], name[IMAGE_NAME_MAX + 1];
 	uint8_t uuid[16];
 	uint64_t since_s, cut;
+	char unpushed[200]; /* a sentence */
 };
+
+static void say_unpushed(const Vmdedup__Lease *l, char text[200])
+{
+	char bytes[32], ago[32], oldest[32];
+
+	if (!l->reported)
+		strcpy(text, "Its agent has never said how much that is: `vmdedup volume ls` there does.");
+	else if (!l->unpushed_bytes)
+		snprintf(text, 200, "As of %s ago that was nothing.",
+			 duration_to_text(l->report_age_s * 1000, ago));
+	else
+		snprintf(text, 200, "As of %s ago that was %s, the oldest of it written %s before.",
+			 duration_to_text(l->report_age_s * 1000, ago),
+			 size_to_text(l->unpushed_bytes, bytes), duration_to_text(l->oldest_ms, oldest));
+}
 
 static int lease_match(void *arg, const Vmdedup__Lease *l)
 {
@@ -123,6 +163,7 @@ static int lease_match(void *arg, const Vmdedup__Lease *l)
 	memcpy(w->uuid, l->image.data, sizeof(w->uuid));
 	w->since_s = l->since_s;
 	w->cut = l->cut;
+	say_unpushed(l, w->unpushed);
 	return 1;
 }
 
@@ -135,20 +176,21 @@ static void say_what_is_lost(const struct wanted *w)
 		printf("The broken lease of epoch %llu on image %s keeps what host %s may have left "
 		       "unpushed recoverable.\n"
 		       "With --yes that is given up: if the host comes back, its unpushed data cannot "
-		       "be recovered.\n", (unsigned long long)w->epoch, w->image, w->host);
+		       "be recovered. %s\n", (unsigned long long)w->epoch, w->image, w->host,
+		       w->unpushed);
 		return;
 	}
 	printf("Image %s is attached for writing on host %s since %s (lease epoch %llu, last cut "
 	       "pushed: %llu).\n"
 	       "With --yes the image goes on from its head, the last cut that was pushed. What the host "
-	       "has written\nsince then is not in it: how much that is, only the host can say (`vmdedup "
-	       "volume ls` there).\n"
+	       "has written\nsince then is not in it. %s\n"
 	       "The host may still be running: then its guest goes on writing until its agent next "
 	       "hears\nof the meta server, and its volume stops as diverged. Stop the guest first if "
 	       "you can.\n"
 	       "If the host comes back, `vmdedup volume recover` there makes what it had not pushed a "
 	       "new image.\n",
-	       w->image, w->host, since, (unsigned long long)w->epoch, (unsigned long long)w->cut);
+	       w->image, w->host, since, (unsigned long long)w->epoch, (unsigned long long)w->cut,
+	       w->unpushed);
 }
 
 static int break_it(struct cluster *c, struct wanted *w, struct error *err)
@@ -212,41 +254,63 @@ int break_lease_run(struct cli *cli, const struct verb *verb, int argc, char **a
 
 /* ---- recover ---- */
 
+/* A name that no earlier recovery of the volume has: the second, and a random number. */
+static void default_name(const char *volume, char name[IMAGE_NAME_MAX + 1])
+{
+	time_t now = time(NULL);
+	struct tm tm;
+	char when[32];
+
+	strftime(when, sizeof(when), "%Y%m%d-%H%M%S", gmtime_r(&now, &tm));
+	snprintf(name, IMAGE_NAME_MAX + 1, "%.200s-recovered-%s-%04x", volume, when,
+		 (unsigned int)(agent_nonce() & 0xffff));
+}
+
+static void recover_show(const char *volume, const char *name, const Vmdedup__VolumePushReply *p,
+			 bool json)
+{
+	if (json)
+		json_show(json_pack("{s:s, s:s, s:I, s:I, s:o}", "volume", volume, "image", name,
+				    "blocks", (json_int_t)p->blocks, "new_blocks",
+				    (json_int_t)p->new_blocks, "root",
+				    json_fp(p->root.data, p->root.len)));
+	else
+		printf("recovered what %s had not pushed as image %s: %llu blocks, %llu of them new\n",
+		       volume, name, (unsigned long long)p->blocks,
+		       (unsigned long long)p->new_blocks);
+}
+
 int recover_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
 	bool json = false;
 	const struct opt opts[] = { OPT_FLAG("json", &json, "print JSON"), OPT_END };
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__VolumeRecover body = VMDEDUP__VOLUME_RECOVER__INIT;
-	const Vmdedup__VolumePushReply *p;
+	char name[IMAGE_NAME_MAX + 1];
 	struct net_reply reply = { 0 };
 	struct error err = { 0 };
 	struct agent_link a;
 	int code, r;
 
-	if (!cli_options(verb, opts, &argc, &argv, 2, 2, &code))
+	if (!cli_options(verb, opts, &argc, &argv, 1, 2, &code))
 		return code;
-	r = cli_name_check(argv[1], &err);
+	if (argc > 1)
+		snprintf(name, sizeof(name), "%s", argv[1]);
+	else
+		default_name(argv[0], name);
+	r = cli_name_check(argc > 1 ? argv[1] : name, &err);
 	if (!r)
 		r = agent_open(&a, &cli->conf, &err);
 	if (r)
 		return cli_fail(&err);
 	body.name = argv[0];
-	body.new_name = argv[1];
+	body.new_name = name;
 	body.nonce = agent_nonce();
 	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_RECOVER;
 	req.volume_recover = &body;
 	r = agent_call(&a, &req, VMDEDUP__REPLY__BODY_VOLUME_PUSH, -1, &reply, &err);
-	p = r ? NULL : reply.header->volume_push;
-	if (p && json)
-		json_show(json_pack("{s:s, s:s, s:I, s:I, s:o}", "volume", argv[0], "image", argv[1],
-				    "blocks", (json_int_t)p->blocks, "new_blocks",
-				    (json_int_t)p->new_blocks, "root",
-				    json_fp(p->root.data, p->root.len)));
-	else if (p)
-		printf("recovered what %s had not pushed as image %s: %llu blocks, %llu of them new\n",
-		       argv[0], argv[1], (unsigned long long)p->blocks,
-		       (unsigned long long)p->new_blocks);
+	if (!r)
+		recover_show(argv[0], name, reply.header->volume_push, json);
 	net_reply_free(&reply);
 	agent_close(&a);
 	return r ? cli_fail(&err) : EXIT_OK;

@@ -490,10 +490,12 @@ const struct verb volume_verbs[] = {
 	  "  vmdedup volume break-lease web-01\n"
 	  "  vmdedup volume break-lease web-01 --yes\n"
 	  "  vmdedup volume break-lease web-01 --forget --yes\n", break_lease_run },
-	{ "volume", "recover", "VOLUME NEW", "make what a diverged volume holds a new image",
+	{ "volume", "recover", "VOLUME [NEW]", "make what a diverged volume holds a new image",
 	  "The new image is what the guest had last written, over the root on which the volume stood.\n"
-	  "Then the volume is given up.\n\n"
+	  "Then the volume is given up. Without NEW the image gets a name of its own, which is printed.\n"
+	  "A recovery that was cut off is done again, under another name.\n\n"
 	  "examples:\n"
+	  "  vmdedup volume recover web-01\n"
 	  "  vmdedup volume recover web-01 web-01-of-host3\n", recover_run },
 	{ 0 }
 };

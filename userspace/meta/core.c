@@ -43,6 +43,7 @@ static const struct verb verbs[] = {
 	VERB(LEASE_RELEASE, VERB_MUTATION, lease_release),
 	VERB(LEASE_BREAK, VERB_MUTATION, lease_break),
 	VERB(LEASE_LIST, VERB_READ, lease_list),
+	VERB(LEASE_REPORT, VERB_REPEAT, lease_report),
 	VERB(PUSH_BEGIN, VERB_MUTATION, push_begin),
 	VERB(PUSH_PART, VERB_MUTATION, push_part),
 	VERB(PUSH_COMMIT, VERB_MUTATION, push_commit),

@@ -186,6 +186,7 @@ int lease_take(struct meta_call *c);
 int lease_release(struct meta_call *c);
 int lease_break(struct meta_call *c);
 int lease_list(struct meta_call *c);
+int lease_report(struct meta_call *c);
 
 /* push.c, part.c, node_get in nodes.c */
 int push_begin(struct meta_call *c);

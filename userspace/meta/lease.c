@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MAX_REPORTS 4096 /* of one message: a cache has no more volumes */
+
 #define LEASE_COLUMNS \
 	"image, epoch, state, cache, host, domain, name, size, root, parent_root, cut, since_s"
 
@@ -219,6 +221,9 @@ static int drop(struct meta_call *c, const struct lease *l)
 	n = store_exec(s, &c->err, "DELETE FROM leases WHERE image = ?1 AND epoch = ?2",
 		       V_UUID(&l->image), V_INT(l->epoch));
 	if (n >= 0)
+		n = store_exec(s, &c->err, "DELETE FROM lease_reports WHERE image = ?1 AND epoch = ?2",
+			       V_UUID(&l->image), V_INT(l->epoch));
+	if (n >= 0)
 		n = store_exec(s, &c->err, "UPDATE pushes SET state = 1 WHERE image = ?1 AND "
 			       "epoch = ?2 AND state = 0", V_UUID(&l->image), V_INT(l->epoch));
 	if (n < 0)
@@ -284,6 +289,72 @@ int lease_break(struct meta_call *c)
 	return n < 0 ? (int)n : 0;
 }
 
+/* ---- what is not pushed, as their holders say ---- */
+
+static int take_report(struct meta_call *c, size_t i, const struct uuid *cache)
+{
+	const Vmdedup__LeaseReport *req = c->req->lease_report;
+	struct uuid image;
+	struct lease l;
+	int64_t n;
+	int r;
+
+	memcpy(image.b, req->images.data + i * sizeof(image.b), sizeof(image.b));
+	r = load(c, &image, req->epochs[i], &l);
+	if (r <= 0 || !uuid_equal(&l.cache, cache))
+		return r < 0 ? r : 0;
+	n = store_exec(call_store(c), &c->err,
+		       "INSERT INTO lease_reports (image, epoch, unpushed, oldest_ms, reported_s) VALUES "
+		       "(?1, ?2, ?3, ?4, ?5) ON CONFLICT (image, epoch) DO UPDATE SET unpushed = ?3, "
+		       "oldest_ms = ?4, reported_s = ?5", V_UUID(&image), V_INT(req->epochs[i]),
+		       V_INT(req->unpushed_bytes[i]), V_INT(req->oldest_ms[i]), V_INT(call_now_s(c)));
+	return n < 0 ? (int)n : 0;
+}
+
+int lease_report(struct meta_call *c)
+{
+	const Vmdedup__LeaseReport *req = c->req->lease_report;
+	size_t i, nr = req->images.len / sizeof(struct uuid);
+	struct uuid cache;
+	int r;
+
+	if (req->images.len % sizeof(struct uuid) || nr > MAX_REPORTS || req->n_epochs != nr ||
+	    req->n_unpushed_bytes != nr || req->n_oldest_ms != nr)
+		return call_error(c, -EINVAL, "a report has an epoch, bytes and an age for each of at "
+				  "most %d images", MAX_REPORTS);
+	r = call_get_uuid(c, &req->cache, "the cache's UUID", &cache);
+	for (i = 0; !r && i < nr; i++) {
+		if (req->epochs[i] > INT64_MAX || req->unpushed_bytes[i] > INT64_MAX ||
+		    req->oldest_ms[i] > INT64_MAX)
+			return call_error(c, -EINVAL, "a number of the report is out of range");
+		r = take_report(c, i, &cache);
+	}
+	return r;
+}
+
+static int add_report(struct meta_call *c, Vmdedup__Lease *out, const struct lease *l)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	uint64_t then, now = call_now_s(c);
+	int r;
+
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT unpushed, oldest_ms, reported_s FROM lease_reports WHERE image = ?1 AND "
+			"epoch = ?2", V_UUID(&l->image), V_INT(l->epoch));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	if (r <= 0)
+		return r;
+	then = (uint64_t)rows_int(&rows, 2);
+	out->reported = true;
+	out->unpushed_bytes = (uint64_t)rows_int(&rows, 0);
+	out->oldest_ms = (uint64_t)rows_int(&rows, 1);
+	out->report_age_s = now > then ? now - then : 0;
+	return 0;
+}
+
+/* ---- the list ---- */
+
 /* The cursor is "<image's UUID>/<epoch>". */
 static int parse_after(struct meta_call *c, const char *after, struct uuid *image,
 		       uint64_t *epoch)
@@ -338,7 +409,9 @@ int lease_list(struct meta_call *c)
 		reply->leases[reply->n_leases] = call_alloc(c, sizeof(**reply->leases));
 		if (!reply->leases[reply->n_leases])
 			return call_nomem(c);
-		r = fill(c, reply->leases[reply->n_leases++], &l);
+		r = fill(c, reply->leases[reply->n_leases], &l) ?:
+		    add_report(c, reply->leases[reply->n_leases], &l);
+		reply->n_leases++;
 		snprintf(next, sizeof(next), "%s/%llu", uuid_to_text(&l.image, text),
 			 (unsigned long long)l.epoch);
 	}

@@ -166,6 +166,25 @@ CREATE TABLE leases (
 ) /*sqlite: WITHOUT ROWID */;
 CREATE UNIQUE INDEX leases_active ON leases (image) WHERE state = 0;
 
+-- What the holder of a lease last said of its volume: bytes that are not pushed, and the age of the
+-- oldest of them just then. A hint for people.
+CREATE TABLE lease_reports (
+	image        BYTEA NOT NULL,
+	epoch        BIGINT NOT NULL,
+	unpushed     BIGINT NOT NULL,
+	oldest_ms    BIGINT NOT NULL,
+	reported_s   BIGINT NOT NULL,
+	PRIMARY KEY (image, epoch)
+) /*sqlite: WITHOUT ROWID */;
+
+-- What a handover gave along: the blocks of the image that the host before had in its cache, for the
+-- cache that has the lease now. A hint, until the lease ends.
+CREATE TABLE hot_lists (
+	image        BYTEA NOT NULL PRIMARY KEY,
+	cache        BYTEA NOT NULL,
+	blocks       BYTEA NOT NULL
+);
+
 -- Recipe nodes. count is the number of parents' entries, heads, versions, leases' roots and
 -- pushes that name the node; a node with count 0 is in `dying`. A node spans between blocks_min
 -- and blocks_max blocks (they differ where its last subtree is zeros). The bytes stand apart so

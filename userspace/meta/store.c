@@ -286,10 +286,10 @@ int store_exec_many(struct store *s, struct error *err, const char *sql, const s
 	return 0;
 }
 
-char *store_schema_for(const char *name)
+char *store_sql_for(const char *script, const char *name)
 {
 	char open[32];
-	char *sql = strdup(meta_schema_sql);
+	char *sql = strdup(script);
 	char *p;
 
 	if (!sql)

@@ -25,7 +25,7 @@
 #include "base/fingerprint.h"
 #include "base/uuid.h"
 
-#define META_SCHEMA_VERSION 2
+#define META_SCHEMA_VERSION 3
 
 enum val_type { VAL_NULL, VAL_INT, VAL_BLOB, VAL_TEXT };
 
@@ -162,13 +162,14 @@ void rows_end(struct rows *rows);
 /* ---- for stores ---- */
 extern const char meta_schema_sql[];
 extern const char meta_upgrade_1_sql[]; /* from version 1, which only SQLite has had */
+extern const char meta_upgrade_2_sql[];
 int store_sqlite_open(struct store **s, const char *path, bool create, struct error *err);
 int store_sqlite_snapshot(struct store **s, const char *path, struct error *err);
 int store_pg_open(struct store **s, const char *where, bool create, struct error *err);
 int store_pg_snapshot(struct store **s, const char *where, struct error *err);
 bool store_is_pg(const char *where);
-/* The schema with what stands in comments that begin with "@name: " uncovered. Free it. */
-char *store_schema_for(const char *name);
+/* A script with what stands in comments that begin with "@name: " uncovered. Free it. */
+char *store_sql_for(const char *script, const char *name);
 /* Sets s->failed and err. Returns @code. */
 int store_fail(struct store *s, struct error *err, int code, const char *fmt, ...)
 	__attribute__((format(printf, 4, 5)));

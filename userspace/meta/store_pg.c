@@ -457,11 +457,36 @@ static int has_cluster(struct pg_store *q, struct error *err)
 
 static int make_schema(struct pg_store *q, struct error *err)
 {
-	char *sql CLEANUP_FREE = store_schema_for("postgresql");
+	char *sql CLEANUP_FREE = store_sql_for(meta_schema_sql, "postgresql");
 
 	if (!sql)
 		return error_set(err, -ENOMEM, "out of memory");
 	return pg_store_script(&q->store, sql, err);
+}
+
+/* All of it or nothing. Several meta servers may find the old schema at the same time. */
+static int upgrade_schema(struct pg_store *q, struct error *err)
+{
+	char *sql CLEANUP_FREE = store_sql_for(meta_upgrade_2_sql, "postgresql");
+	struct store *s = &q->store;
+	int64_t version = 0;
+	int r;
+
+	if (!sql)
+		return error_set(err, -ENOMEM, "out of memory");
+	r = store_int(s, err, &version, "SELECT schema FROM cluster");
+	store_rollback(s);
+	if (r <= 0 || version != 2)
+		return r < 0 ? r : 0;
+	/* The lock comes before the transaction's snapshot: who waited for it sees the new schema. */
+	r = store_begin(s, err) ?:
+	    pg_store_script(s, "LOCK TABLE cluster IN ACCESS EXCLUSIVE MODE", err);
+	if (!r)
+		r = store_int(s, err, &version, "SELECT schema FROM cluster");
+	if (r > 0)
+		r = version == 2 ? pg_store_script(s, sql, err) ?: store_commit(s, err) : 0;
+	store_rollback(s);
+	return r;
 }
 
 int store_pg_open(struct store **out, const char *where, bool create, struct error *err)
@@ -481,7 +506,7 @@ int store_pg_open(struct store **out, const char *where, bool create, struct err
 		r = error_set(err, -EEXIST, "there is a cluster in this PostgreSQL database "
 			      "already");
 	else if (r >= 0)
-		r = create ? make_schema(q, err) : 0;
+		r = create ? make_schema(q, err) : upgrade_schema(q, err);
 	if (r < 0) {
 		pg_store_close(&q->store);
 		return r;

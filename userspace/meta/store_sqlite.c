@@ -379,7 +379,7 @@ static int has_cluster(struct sqlite_store *q, struct error *err)
 
 static int make_schema(struct sqlite_store *q, struct error *err)
 {
-	char *sql CLEANUP_FREE = store_schema_for("sqlite");
+	char *sql CLEANUP_FREE = store_sql_for(meta_schema_sql, "sqlite");
 	int r;
 
 	if (!sql)
@@ -391,20 +391,23 @@ static int make_schema(struct sqlite_store *q, struct error *err)
 /* All of it or nothing; the lock is held, so nobody else has the store open. */
 static int upgrade_schema(struct sqlite_store *q, struct error *err)
 {
+	char *to_3 CLEANUP_FREE = store_sql_for(meta_upgrade_2_sql, "sqlite");
 	struct store *s = &q->store;
 	int64_t version = 0;
 	int r;
 
+	if (!to_3)
+		return error_set(err, -ENOMEM, "out of memory");
 	r = store_begin(s, err);
 	if (r)
 		return r;
 	r = store_int(s, err, &version, "SELECT schema FROM cluster");
 	if (r > 0 && version == 1)
-		r = sqlite_script(s, meta_upgrade_1_sql, err) ?: store_commit(s, err);
-	else if (r > 0)
-		r = 0;
+		r = sqlite_script(s, meta_upgrade_1_sql, err);
+	if (r >= 0 && (version == 1 || version == 2))
+		r = sqlite_script(s, to_3, err) ?: store_commit(s, err);
 	store_rollback(s);
-	return r;
+	return r > 0 ? 0 : r;
 }
 
 static int sync_dir_of(const char *path, struct error *err)

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What people ask for of volumes: push, detach, recover. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include "agent/pusher_impl.h"
+#include "base/clock.h"
+
+static int add_push(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
+		      const char *label, struct push_result *result, struct error *err)
+{
+	struct push_result one;
+	int r = pusher_push(p, v, make_version, label, &one, err);
+
+	if (r)
+		return r;
+	if (one.cut)
+		result->cut = one.cut;
+	result->root = one.root;
+	result->version = one.version;
+	result->blocks += one.blocks;
+	result->new_blocks += one.new_blocks;
+	result->bytes_sent += one.bytes_sent;
+	return 0;
+}
+
+static int task_push(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	struct uuid image;
+	int r;
+
+	r = pusher_find_volume(p, task, &v, &task->err);
+	if (r)
+		return r;
+	if (!can_be_pushed(&v))
+		return error_set(&task->err, -EROFS, "volume %s cannot be pushed: it %s", v.name,
+				 v.flags & DM_DEDUP_VOL_EPHEMERAL ? "is ephemeral" :
+				 v.flags & DM_DEDUP_VOL_READONLY  ? "is read-only" :
+				 v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED) ?
+								    "has diverged from its image" :
+								    "holds no lease");
+	/* A cut that an earlier push has left comes first; what was written since is above it. */
+	if (v.closed_cut > v.committed_cut)
+		r = add_push(p, &v, false, NULL, &task->result, &task->err);
+	if (!r)
+		r = add_push(p, &v, task->make_version, task->label, &task->result, &task->err);
+	if (r || task->result.version || !task->make_version)
+		return r;
+	/* Nothing was dirty, or the meta server had committed this cut before, without a version. */
+	memcpy(image.b, v.image, sizeof(image.b));
+	return push_cluster_snapshot(&p->servers, &image, task->label, META_TIMEOUT_MS,
+				     &task->result, &task->err);
+}
+
+static int push_to_the_end(struct pusher *p, struct pusher_task *task,
+			   const struct dm_dedup_volume_info *v)
+{
+	uint64_t cut;
+	int r;
+
+	/* A cut that was closed before may leave open overlays above it: twice at most. */
+	do {
+		cut = task->result.cut;
+		r = add_push(p, v, false, NULL, &task->result, &task->err);
+	} while (!r && task->result.cut != cut);
+	return r;
+}
+
+static int release_volume(struct pusher *p, const struct dm_dedup_volume_info *v, bool discard,
+			  struct error *err)
+{
+	struct cache *c = p->params.cache;
+	int r;
+
+	r = c->ops->release(c, v->volume, v->lease_epoch,
+			    discard ? DM_DEDUP_RELEASE_DISCARD : 0);
+	if (r == -EBUSY)
+		return error_set(err, r, "volume %s is still open or holds unpushed data", v->name);
+	if (r)
+		return error_set(err, r, "cannot release volume %s: %s", v->name, strerror(-r));
+	return 0;
+}
+
+static int task_discard(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	int r;
+
+	r = pusher_find_volume(p, task, &v, &task->err);
+	if (r || !(v.flags & DM_DEDUP_VOL_EPHEMERAL) || v.flags & DM_DEDUP_VOL_OPEN)
+		return r;
+	r = release_volume(p, &v, true, &task->err);
+	if (!r)
+		memcpy(p->discarded[p->next_discarded++ % MAX_DISCARDED], v.name, sizeof(v.name));
+	return r;
+}
+
+/* True once for each. */
+static bool was_discarded(struct pusher *p, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < MAX_DISCARDED; i++)
+		if (!strcmp(p->discarded[i], name)) {
+			p->discarded[i][0] = 0;
+			return true;
+		}
+	return false;
+}
+
+struct opening {
+	struct agent *agent;
+	const struct uuid *image;
+	bool is;
+};
+
+static void opening_in_loop(void *arg)
+{
+	struct opening *o = arg;
+
+	o->is = agent_opens_image(o->agent, o->image);
+}
+
+/* An agent died, or the meta server was away, between the cache's RELEASE and the lease's: the
+ * volume has gone and the image is still leased to this cache. */
+static int release_lease_left(struct pusher *p, struct pusher_task *task)
+{
+	struct opening o = { .agent = p->params.agent };
+	struct error err = { 0 };
+	struct uuid image, cache, leased;
+	uint64_t epoch;
+	int r;
+
+	r = pusher_need_cluster(p, &err);
+	if (!r)
+		r = push_cluster_lease(&p->servers, task->name, META_TIMEOUT_MS, &image, &leased, &epoch,
+				       &err);
+	pusher_holder(p, &cache);
+	if (r || uuid_is_null(&leased) || !uuid_equal(&leased, &cache))
+		return -ENOENT;
+	o.image = &image;
+	if (!loop_call(p->params.loop, opening_in_loop, &o) || o.is)
+		return -ENOENT;
+	task->err.code = 0;
+	return push_cluster_release(&p->servers, &image, &cache, epoch, META_TIMEOUT_MS,
+				    &task->err);
+}
+
+static int task_detach(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	struct uuid image, cache;
+	bool leased, discard;
+	int r;
+
+	r = pusher_find_volume(p, task, &v, &task->err);
+	if (r == -ENOENT && was_discarded(p, task->name)) {
+		task->err.code = 0;
+		return 0;
+	}
+	if (r == -ENOENT && !task->volume)
+		return release_lease_left(p, task);
+	if (r)
+		return r;
+	if (v.flags & DM_DEDUP_VOL_OPEN)
+		return error_set(&task->err, -EBUSY,
+				 "volume %s is still open: remove its device first (dmsetup remove)",
+				 v.name);
+	leased = v.flags & DM_DEDUP_VOL_GRANTED && v.lease_epoch &&
+		 !(v.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
+	discard = task->discard || v.flags & DM_DEDUP_VOL_EPHEMERAL;
+	if (is_unpushed(&v) && !discard) {
+		if (task->no_push)
+			return error_set(&task->err, -EBUSY,
+					 "volume %s holds %llu bytes that were not pushed", v.name,
+					 (unsigned long long)v.dirty_bytes);
+		r = push_to_the_end(p, task, &v);
+		if (r)
+			return r;
+	}
+	if (leased) {
+		r = pusher_need_cluster(p, &task->err);
+		if (r)
+			return r;
+	}
+	/* First the cache gives the grant up durably, then the meta server may give it away. */
+	r = release_volume(p, &v, discard, &task->err);
+	if (r || !leased)
+		return r;
+	memcpy(image.b, v.image, sizeof(image.b));
+	pusher_holder(p, &cache);
+	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
+				    &task->err);
+}
+
+/* What lies above the first cut follows, under a lease on the new image that ends at once. */
+static int recover_the_rest(struct pusher *p, struct pusher_task *task,
+			    const struct dm_dedup_volume_info *v, struct push_recover *to)
+{
+	struct agent_lease lease = { .image = to->image };
+	struct push_result rest;
+	struct uuid cache;
+	int r;
+
+	pusher_holder(p, &cache);
+	r = network_take_lease(p->servers.cluster, &cache, p->params.host, &lease, META_TIMEOUT_MS,
+			       &task->err);
+	if (r)
+		return r;
+	to->new_image = NULL;
+	to->epoch = lease.epoch;
+	r = push_volume(&p->env, v, to, false, NULL, &rest, &task->err);
+	if (!r && rest.cut) {
+		task->result.root = rest.root;
+		task->result.blocks += rest.blocks;
+		task->result.new_blocks += rest.new_blocks;
+		task->result.bytes_sent += rest.bytes_sent;
+	}
+	return r ?: push_cluster_release(&p->servers, &to->image, &cache, to->epoch,
+					 META_TIMEOUT_MS, &task->err);
+}
+
+/* A volume whose lease is lost: what it holds becomes a new image over the root that it stands
+ * on, which its broken lease keeps; then the volume and that lease are given up. */
+static int task_recover(struct pusher *p, struct pusher_task *task)
+{
+	struct push_recover to = { .new_image = task->new_image };
+	struct dm_dedup_volume_info v;
+	struct uuid image, cache;
+	int r;
+
+	r = pusher_find_volume(p, task, &v, &task->err) ?: pusher_need_cluster(p, &task->err);
+	if (r)
+		return r;
+	if (!(v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED)))
+		return error_set(&task->err, -EINVAL, "volume %s has not diverged: push it", v.name);
+	if (v.flags & DM_DEDUP_VOL_OPEN)
+		return error_set(&task->err, -EBUSY,
+				 "volume %s is still open: remove its device first (dmsetup remove)",
+				 v.name);
+	r = push_volume(&p->env, &v, &to, false, NULL, &task->result, &task->err);
+	if (r == -EEXIST)
+		return error_set(&task->err, r, "there is an image %.100s already: give another name, or "
+				 "none. If an earlier `volume recover` made it and did not end, remove it "
+				 "when this one has ended: the new image will have all of it", to.new_image);
+	if (r)
+		return r;
+	if (!task->result.cut)
+		return error_set(&task->err, -ENODATA, "volume %s holds nothing that was not pushed: "
+				 "`vmdedup volume detach %s --discard` gives it up", v.name, v.name);
+	to.image = task->result.image;
+	r = recover_the_rest(p, task, &v, &to) ?: release_volume(p, &v, true, &task->err);
+	if (r)
+		return r;
+	memcpy(image.b, v.image, sizeof(image.b));
+	pusher_holder(p, &cache);
+	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
+				    &task->err);
+}
+
+void pusher_run_task(struct pusher *p, struct pusher_task *task)
+{
+	uint64_t start = clock_mono_ns();
+	int r;
+
+	switch (task->kind) {
+	case TASK_PUSH:
+		r = task_push(p, task);
+		break;
+	case TASK_DETACH:
+		r = task_detach(p, task);
+		break;
+	case TASK_DISCARD:
+		r = task_discard(p, task);
+		break;
+	case TASK_RECOVER:
+		r = task_recover(p, task);
+		break;
+	default:
+		r = -EINVAL;
+	}
+	if (r && !task->err.code)
+		error_set(&task->err, r, "%s", strerror(-r));
+	task->milliseconds = (clock_mono_ns() - start) / 1000000;
+	loop_post(p->params.loop, &task->work);
+}
