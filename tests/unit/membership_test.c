@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Replicas: what makes one current, what makes one stale, who moves where, and who governs. */
+/* Replicas: what makes one current, what makes one stale, who moves where, and who governs. On both
+ * stores. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +14,7 @@
 #include "meta/membership.h"
 #include "meta/placement.h"
 #include "meta_world.h"
+#include "pg_cluster.h"
 
 static const struct uuid disk2 = { { 2 } }, disk3 = { { 3 } };
 
@@ -61,9 +63,14 @@ static void change(struct world *w, const char *sql)
 	assert_int_equal(store_commit(w->m.store, &err), 0);
 }
 
+/* What END must say of BEGIN. */
+struct round {
+	uint64_t version, id;
+};
+
 /* All stale shards of @disk. Returns how many have a source. */
 static size_t begin(struct world *w, const struct uuid *disk, uint32_t *shards, uint32_t *sources,
-		    uint64_t *version)
+		    struct round *round)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ReconcileBegin ask = VMDEDUP__RECONCILE_BEGIN__INIT;
@@ -80,7 +87,7 @@ static size_t begin(struct world *w, const struct uuid *disk, uint32_t *shards, 
 	req.reconcile_begin = &ask;
 	reply = world_call(w, &req, NULL, 0);
 	assert_int_equal(reply->error, 0);
-	*version = reply->reconcile_begin->map_version;
+	*round = (struct round){ reply->reconcile_begin->map_version, reply->reconcile_begin->round };
 	for (uint32_t i = 0; i < NR_SHARDS; i++) {
 		if (!reply->reconcile_begin->sources[i])
 			continue;
@@ -91,7 +98,7 @@ static size_t begin(struct world *w, const struct uuid *disk, uint32_t *shards, 
 }
 
 static int end(struct world *w, const struct uuid *disk, uint64_t incarnation, uint32_t *shards,
-	       uint32_t *sources, size_t n, uint64_t version)
+	       uint32_t *sources, size_t n, const struct round *round)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ReconcileEnd done = VMDEDUP__RECONCILE_END__INIT;
@@ -101,7 +108,8 @@ static int end(struct world *w, const struct uuid *disk, uint64_t incarnation, u
 	done.n_shards = done.n_sources = n;
 	done.shards = shards;
 	done.sources = sources;
-	done.map_version = version;
+	done.map_version = round->version;
+	done.round = round->id;
 	req.body_case = VMDEDUP__REQUEST__BODY_RECONCILE_END;
 	req.reconcile_end = &done;
 	return world_call(w, &req, NULL, 0)->error;
@@ -112,7 +120,8 @@ static void missed_write_makes_stale(void **state)
 {
 	struct world *w = *state;
 	uint32_t id, shards[NR_SHARDS], sources[NR_SHARDS];
-	uint64_t blocks[20], version;
+	uint64_t blocks[20];
+	struct round round;
 	int64_t stale;
 	size_t n;
 
@@ -123,10 +132,10 @@ static void missed_write_makes_stale(void **state)
 	stale = count(w, 2, REPLICA_STALE);
 	assert_in_range(stale, 15, 20); /* shards of 20 blocks */
 	assert_int_equal(count(w, 1, REPLICA_STALE), 0);
-	n = begin(w, &disk2, shards, sources, &version);
+	n = begin(w, &disk2, shards, sources, &round);
 	assert_int_equal(n, stale);
 	assert_int_equal(sources[0], w->server);
-	assert_int_equal(end(w, &disk2, 1, shards, sources, n, version), 0);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &round), 0);
 	assert_int_equal(count(w, 2, REPLICA_STALE), 0);
 }
 
@@ -135,23 +144,24 @@ static void missed_while_reconciling(void **state)
 {
 	struct world *w = *state;
 	uint32_t id, shards[NR_SHARDS], sources[NR_SHARDS];
-	uint64_t blocks[20], more[5], version;
+	uint64_t blocks[20], more[5];
+	struct round round;
 	int64_t stale;
 	size_t n;
 
 	assert_int_equal(world_join(w, &disk2, 1, "host2", 1ULL << 40, &id), 0);
 	ramp(blocks, 20, 1);
 	assert_int_equal(world_import(w, "a", blocks, 20), 0);
-	n = begin(w, &disk2, shards, sources, &version);
+	n = begin(w, &disk2, shards, sources, &round);
 	ramp(more, 5, 1);
 	more[4] = 1000;
 	assert_int_equal(world_import(w, "b", more, 5), 0); /* receipts for all five */
-	assert_int_equal(end(w, &disk2, 1, shards, sources, n, version), 0);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &round), 0);
 	stale = count(w, 2, REPLICA_STALE);
 	assert_in_range(stale, 4, 6);
-	n = begin(w, &disk2, shards, sources, &version);
+	n = begin(w, &disk2, shards, sources, &round);
 	assert_int_equal(n, stale);
-	assert_int_equal(end(w, &disk2, 1, shards, sources, n, version), 0);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &round), 0);
 	assert_int_equal(count(w, 2, REPLICA_STALE), 0);
 }
 
@@ -160,7 +170,8 @@ static void end_needs_the_same_source(void **state)
 {
 	struct world *w = *state;
 	uint32_t id, shards[NR_SHARDS], sources[NR_SHARDS];
-	uint64_t blocks[20], version;
+	uint64_t blocks[20];
+	struct round round;
 	int64_t stale;
 	size_t n;
 
@@ -168,16 +179,158 @@ static void end_needs_the_same_source(void **state)
 	ramp(blocks, 20, 1);
 	assert_int_equal(world_import(w, "a", blocks, 20), 0);
 	stale = count(w, 2, REPLICA_STALE);
-	n = begin(w, &disk2, shards, sources, &version);
-	assert_int_equal(end(w, &disk2, 2, shards, sources, n, version), ESTALE);
+	n = begin(w, &disk2, shards, sources, &round);
+	assert_int_equal(end(w, &disk2, 2, shards, sources, n, &round), ESTALE);
 	/* The source starts anew: where it alone is current it stays so, but from now on. */
 	assert_int_equal(world_join(w, &w->disk, w->incarnation + 1, "host1", 1ULL << 40, &id), 0);
-	assert_int_equal(end(w, &disk2, 1, shards, sources, n, version), 0);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &round), 0);
 	assert_int_equal(count(w, 2, REPLICA_STALE), stale);
-	n = begin(w, &disk2, shards, sources, &version);
+	n = begin(w, &disk2, shards, sources, &round);
 	assert_int_equal(n, stale);
-	assert_int_equal(end(w, &disk2, 1, shards, sources, n, version), 0);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &round), 0);
 	assert_int_equal(count(w, 2, REPLICA_STALE), 0);
+}
+
+/* A BEGIN that was held up on its way clears what was missed since the one that was answered: then
+ * that one's END is void. */
+static void late_begin_ends_nothing(void **state)
+{
+	struct world *w = *state;
+	uint32_t id, shards[NR_SHARDS], sources[NR_SHARDS];
+	struct round round, late;
+	uint64_t blocks[20];
+	int64_t stale;
+	size_t n;
+
+	assert_int_equal(world_join(w, &disk2, 1, "host2", 1ULL << 40, &id), 0);
+	ramp(blocks, 20, 1);
+	assert_int_equal(world_import(w, "a", blocks, 20), 0);
+	n = begin(w, &disk2, shards, sources, &round);
+	stale = count(w, 2, REPLICA_STALE);
+	ramp(blocks, 20, 1);
+	blocks[19] = 1000;
+	assert_int_equal(world_import(w, "b", blocks, 20), 0);
+	begin(w, &disk2, shards, sources, &late);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &round), 0);
+	assert_true(count(w, 2, REPLICA_STALE) >= stale);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &late), 0);
+	assert_true(count(w, 2, REPLICA_STALE) <= 1);
+}
+
+/* SERVER_JOIN of process @session, of a disk that says that @last joined with it before. */
+static void join_as(struct world *w, const struct uuid *disk, const char *host, uint8_t session,
+		    uint8_t last)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ServerJoin join = VMDEDUP__SERVER_JOIN__INIT;
+	struct uuid a = { { session } }, b = { { last } };
+
+	join.disk = (ProtobufCBinaryData){ 16, (uint8_t *)disk->b };
+	join.incarnation = 1;
+	join.endpoint = join.host = (char *)host;
+	join.capacity = join.free = 1ULL << 40;
+	join.session = (ProtobufCBinaryData){ 16, a.b };
+	join.last_session = (ProtobufCBinaryData){ 16, b.b };
+	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_JOIN;
+	req.server_join = &join;
+	assert_int_equal(world_call(w, &req, NULL, 0)->error, 0);
+}
+
+static int import_parts(struct world *w, const char *name, const uint64_t *blocks, size_t n,
+			uint64_t *push, struct tree *t)
+{
+	tree_build(t, blocks, n, n * WORLD_BLOCK);
+	return world_begin_import(w, name, n * WORLD_BLOCK, push) ?:
+	       world_part(w, *push, t, 0, t->nr, blocks, n);
+}
+
+/* What a disk vouched for before it was put back from a copy counts neither in a part nor at the
+ * commit, although its incarnation is the same. */
+static void copy_of_a_disk_vouches_for_nothing(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[20], push;
+	struct tree t;
+
+	w->incarnation = 1;
+	join_as(w, &disk2, "host2", 1, 0);
+	w->disk = disk2;
+	w->server = 2;
+	change(w, "DELETE FROM replicas WHERE server = 1");
+	change(w, "UPDATE cluster SET map_version = map_version + 1");
+	ramp(blocks, 20, 1);
+	w->map_version = 100; /* whatever it was given by */
+	assert_int_equal(import_parts(w, "a", blocks, 20, &push, &t), 0);
+	w->map_version = (uint64_t)world_sql(w, "SELECT map_version FROM cluster");
+	join_as(w, &disk2, "host2", 3, 0); /* process 1 is not what this copy knows of */
+	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
+	tree_free(&t);
+	/* Nor does the receipt that was on its way meanwhile. */
+	ramp(blocks, 20, 100);
+	assert_int_equal(import_parts(w, "b", blocks, 20, &push, &t), EAGAIN);
+	w->map_version = (uint64_t)world_sql(w, "SELECT map_version FROM cluster");
+	assert_int_equal(world_part(w, push, &t, 0, t.nr, blocks, 20), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	tree_free(&t);
+}
+
+/* ---- orders ---- */
+
+static int order(struct world *w, uint32_t server, Vmdedup__ServerOrder what)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ServerSet set = VMDEDUP__SERVER_SET__INIT;
+
+	set.server = server;
+	set.order = what;
+	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_SET;
+	req.server_set = &set;
+	return world_mutate(w, &req, NULL, 0)->error;
+}
+
+/* One that is drained and dies drains on from the others, and needs no --lost for what they have. */
+static void draining_server_dies(void **state)
+{
+	struct world *w = *state;
+	struct lease_watch g = { .me = { 1 } };
+	uint32_t id, shards[NR_SHARDS], sources[NR_SHARDS];
+	struct plan_result result;
+	struct error err = { 0 };
+	struct round round;
+	uint64_t blocks[20];
+	size_t n;
+
+	assert_int_equal(membership_govern(&w->m, &g, 0, &err), 1);
+	ramp(blocks, 20, 1);
+	assert_int_equal(world_import(w, "a", blocks, 20), 0);
+	assert_int_equal(world_join(w, &disk2, 1, "host2", 1ULL << 40, &id), 0);
+	assert_int_equal(order(w, 1, VMDEDUP__SERVER_ORDER__SERVER_DRAIN), 0);
+	assert_int_equal(membership_mark(&w->m, &g, 1, SERVER_DOWN, &err), 1);
+	assert_int_equal(world_sql(w, "SELECT state FROM servers WHERE id = 1"), SERVER_DOWN);
+	/* Of the shards with blocks it has the only copies. */
+	assert_int_equal(order(w, 1, VMDEDUP__SERVER_ORDER__SERVER_REMOVE), EBUSY);
+	/* It is back, and drains on. */
+	assert_int_equal(world_join(w, &w->disk, w->incarnation, "host1", 1ULL << 40, &id), 0);
+	assert_int_equal(world_sql(w, "SELECT state + 0 FROM servers WHERE id = 1"), SERVER_DRAINING);
+	n = begin(w, &disk2, shards, sources, &round);
+	assert_in_range(n, 15, 20);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n, &round), 0);
+	/* Dead again, with a copy of everything elsewhere: a third server gets its places from there. */
+	assert_int_equal(membership_mark(&w->m, &g, 1, SERVER_DOWN, &err), 1);
+	assert_int_equal(world_join(w, &disk3, 1, "host3", 1ULL << 40, &id), 0);
+	assert_int_equal(membership_plan(&w->m, &g, &result, &err), 0);
+	n = begin(w, &disk3, shards, sources, &round);
+	assert_in_range(n, 15, 20);
+	for (size_t i = 0; i < n; i++)
+		assert_int_equal(sources[i], 2);
+	assert_int_equal(end(w, &disk3, 1, shards, sources, n, &round), 0);
+	assert_int_equal(membership_plan(&w->m, &g, &result, &err), 0);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 1"), 0);
+	assert_int_equal(order(w, 1, VMDEDUP__SERVER_ORDER__SERVER_REMOVE), 0);
+	/* With one server left nobody can take what the dead one had; nothing is lost with it. */
+	assert_int_equal(membership_mark(&w->m, &g, 3, SERVER_DOWN, &err), 1);
+	assert_int_equal(order(w, 3, VMDEDUP__SERVER_ORDER__SERVER_REMOVE), 0);
+	assert_int_equal(world_check(w, true), 0);
 }
 
 /* Copies go only where nobody is short of replicas. */
@@ -341,18 +494,26 @@ static void lease_is_fenced(void **state)
 	assert_int_equal(a.epoch, 0);
 }
 
-int main(void)
+static int run(const char *name)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(missed_write_makes_stale),
 		T(missed_while_reconciling),
 		T(end_needs_the_same_source),
+		T(late_begin_ends_nothing),
+		T(copy_of_a_disk_vouches_for_nothing),
+		T(draining_server_dies),
 		T(drop_asks),
 		T(lease_is_fenced),
 		cmocka_unit_test(fifth_server_moves_its_share),
 		cmocka_unit_test(weighted_and_drained),
 	};
 
-	return cmocka_run_group_tests_name("membership", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(name, tests, NULL, NULL);
+}
+
+int main(void)
+{
+	return pg_run_both(run, world_use_pg);
 }

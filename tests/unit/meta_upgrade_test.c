@@ -73,6 +73,8 @@ static int setup(void **state)
 		"DROP TABLE lease_reports; DROP TABLE hot_lists;"
 		"ALTER TABLE cluster DROP COLUMN deletion;"
 		"ALTER TABLE cluster DROP COLUMN out_after_s;"
+		"ALTER TABLE servers DROP COLUMN draining; ALTER TABLE servers DROP COLUMN anew;"
+		"ALTER TABLE replicas DROP COLUMN placed; ALTER TABLE replicas DROP COLUMN round;"
 		"ALTER TABLE servers DROP COLUMN by_itself; ALTER TABLE servers DROP COLUMN session;"
 		"ALTER TABLE replicas DROP COLUMN since; ALTER TABLE replicas DROP COLUMN missed;"
 		"INSERT INTO servers VALUES (1, x'01', 1, 'e', x'02', 1, 1, 1, 'h', 'r', 0, 0, 0);"

@@ -291,7 +291,8 @@ static void handle_list(struct data_server *s, struct net_request *req,
 {
 	struct job *job;
 
-	if (refuse_shard(req, list->shard))
+	/* Before the meta server knows whose content this is now, nobody may become current by it. */
+	if (refuse_before_join(s, req, 0) || refuse_shard(req, list->shard))
 		return;
 	if (list->after.len && list->after.len != FP_SIZE) {
 		net_reply_error(req, EINVAL, "SHARD_LIST: bad cursor");

@@ -450,8 +450,13 @@ static size_t find_stale(struct repair *rp, uint32_t *shards)
 	return nr;
 }
 
+/* What END must say of BEGIN. */
+struct round {
+	uint64_t version, id;
+};
+
 static int begin(struct repair *rp, uint32_t *shards, size_t nr, uint32_t *sources,
-		 uint64_t *version)
+		 struct round *round)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ReconcileBegin ask = VMDEDUP__RECONCILE_BEGIN__INIT;
@@ -473,14 +478,14 @@ static int begin(struct repair *rp, uint32_t *shards, size_t nr, uint32_t *sourc
 		r = -EPROTO;
 	if (!r) {
 		memcpy(sources, in->sources, nr * sizeof(*sources));
-		*version = in->map_version;
+		*round = (struct round){ in->map_version, in->round };
 	}
 	net_reply_free(&reply);
 	return r;
 }
 
 static int end(struct repair *rp, uint32_t *shards, uint32_t *sources, size_t nr,
-	       uint64_t version)
+	       const struct round *round)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ReconcileEnd done = VMDEDUP__RECONCILE_END__INIT;
@@ -493,7 +498,8 @@ static int end(struct repair *rp, uint32_t *shards, uint32_t *sources, size_t nr
 	done.n_shards = done.n_sources = nr;
 	done.shards = shards;
 	done.sources = sources;
-	done.map_version = version;
+	done.map_version = round->version;
+	done.round = round->id;
 	req.body_case = VMDEDUP__REQUEST__BODY_RECONCILE_END;
 	req.reconcile_end = &done;
 	r = repair_call(rp, &rp->meta, &req, &reply);
@@ -506,9 +512,9 @@ static bool reconcile(struct repair *rp)
 {
 	uint32_t shards[SHARDS_AT_ONCE], sources[SHARDS_AT_ONCE];
 	size_t nr = find_stale(rp, shards), done = 0;
-	uint64_t version = 0;
+	struct round round = { 0 };
 
-	if (!nr || begin(rp, shards, nr, sources, &version))
+	if (!nr || begin(rp, shards, nr, sources, &round))
 		return false;
 	for (size_t i = 0; i < nr && !is_ending(rp); i++) {
 		struct source *src = sources[i] ? repair_source(rp, sources[i]) : NULL;
@@ -524,7 +530,7 @@ static bool reconcile(struct repair *rp)
 		shards[done] = shards[i];
 		sources[done++] = sources[i];
 	}
-	if (done && !end(rp, shards, sources, done, version)) {
+	if (done && !end(rp, shards, sources, done, &round)) {
 		pthread_mutex_lock(&rp->s->lock);
 		rp->s->want_map = true;
 		pthread_mutex_unlock(&rp->s->lock);

@@ -224,6 +224,7 @@ static int judge(struct governor *g, struct ward *w, const struct probe_state *s
 	switch (w->state) {
 	case SERVER_UP:
 	case SERVER_SUSPECT:
+	case SERVER_DRAINING:
 		if (note_up(g, w->id) || !is_dead(g, s, nr, now))
 			return 0;
 		note_down(g, w->id, now);

@@ -197,7 +197,7 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	k->anew = k->incarnation != req->incarnation ||
 		  (uint64_t)rows_int(&rows, 7) > req->commits || is_other_session(&rows, 8, req);
 	key = rows_blob(&rows, 6, &len);
-	k->same = !k->anew && k->state == SERVER_UP &&
+	k->same = !k->anew && (k->state == SERVER_UP || k->state == SERVER_DRAINING) &&
 		  !strcmp(rows_text(&rows, 3), req->endpoint) &&
 		  !strcmp(rows_text(&rows, 4), req->host) &&
 		  !strcmp(rows_text(&rows, 5), req->rack) && len == req->curve_key.len &&
@@ -252,7 +252,7 @@ static int update_server(struct meta_call *c, const struct known *k)
 		"UPDATE servers SET incarnation = ?2, endpoint = ?3, curve_key = ?4, "
 		"capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, commits = ?10, "
 		"by_itself = 0, state = CASE WHEN state IN (1, 2) OR (state = 4 AND by_itself = 1) "
-		"THEN 0 ELSE state END WHERE id = ?1",
+		"THEN CASE WHEN draining = 1 THEN 3 ELSE 0 END ELSE state END WHERE id = ?1",
 		V_INT(k->id), V_INT(req->incarnation), V_TEXT(req->endpoint),
 		V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
 		V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack), V_INT(call_now_s(c)),
@@ -264,12 +264,14 @@ static int update_server(struct meta_call *c, const struct known *k)
 			"FROM replicas AS other WHERE other.shard = replicas.shard AND "
 			"other.server <> ?1 AND other.state <> 1)",
 			V_INT(k->id));
+	/* What it has missed is not known, and what it has begun to reconcile is not what it is now. */
 	if (n >= 0 && k->anew)
-		n = store_exec(
-			s, &c->err,
-			"UPDATE replicas SET missed = 1, since = ?2 WHERE server = ?1 AND "
-			"state <> 1",
-			V_INT(k->id), V_INT(c->m->params.map_version + 1));
+		n = store_exec(s, &c->err,
+			       "UPDATE replicas SET missed = 1, round = 0, since = ?2 WHERE server = ?1",
+			       V_INT(k->id), V_INT(c->m->params.map_version + 1));
+	if (n >= 0 && k->anew)
+		n = store_exec(s, &c->err, "UPDATE servers SET anew = ?2 WHERE id = ?1", V_INT(k->id),
+			       V_INT(c->m->params.map_version + 1));
 	return n < 0 ? (int)n : 0;
 }
 

@@ -8,7 +8,6 @@ void members_forget(struct meta *m)
 {
 	if (!m->members)
 		return;
-	free(m->members->members);
 	free(m->members);
 	m->members = NULL;
 }
@@ -29,46 +28,9 @@ static int read_epochs(struct meta *m, struct members *ms, struct error *err)
 	return r;
 }
 
-static int add_row(struct members *ms, struct rows *rows, size_t *room, struct error *err)
+static bool is_reachable(enum server_state state)
 {
-	struct member fresh = { .incarnation = (uint64_t)rows_int(rows, 1) };
-	uint64_t shard = (uint64_t)rows_int(rows, 2);
-	struct member *last, *grown;
-	int r;
-
-	r = rows_bytes(rows, 0, fresh.disk.b, sizeof(fresh.disk.b), err);
-	if (r || shard >= NR_SHARDS)
-		return r;
-	last = ms->nr ? &ms->members[ms->nr - 1] : NULL;
-	if (!last || !uuid_equal(&last->disk, &fresh.disk)) {
-		if (ms->nr == *room) {
-			*room = 2 * *room + 8;
-			grown = realloc(ms->members, *room * sizeof(*grown));
-			if (!grown)
-				return error_set(err, -ENOMEM, "the meta server is out of memory");
-			ms->members = grown;
-		}
-		last = &ms->members[ms->nr++];
-		*last = fresh;
-	}
-	last->shards[shard / 8] |= (uint8_t)(1 << shard % 8);
-	return 0;
-}
-
-static int read_members(struct meta *m, struct members *ms, struct error *err)
-{
-	struct rows rows CLEANUP_ROWS = { 0 };
-	size_t room = 0;
-	int r;
-
-	r = store_query(
-		m->store, err, &rows,
-		"SELECT servers.disk, servers.incarnation, replicas.shard FROM servers JOIN "
-		"replicas ON replicas.server = servers.id WHERE servers.state IN (0, 1, 3) AND "
-		"replicas.state <> 1 ORDER BY servers.disk");
-	while (!r && (r = rows_next(&rows, err)) > 0)
-		r = add_row(ms, &rows, &room, err);
-	return r;
+	return state == SERVER_UP || state == SERVER_SUSPECT || state == SERVER_DRAINING;
 }
 
 static int read_places(struct meta *m, struct members *ms, struct error *err)
@@ -79,8 +41,8 @@ static int read_places(struct meta *m, struct members *ms, struct error *err)
 
 	r = store_query(m->store, err, &rows,
 			"SELECT replicas.shard, replicas.server, replicas.state, servers.disk, "
-			"servers.incarnation FROM replicas JOIN servers ON servers.id = "
-			"replicas.server");
+			"servers.incarnation, servers.state, servers.anew, replicas.placed FROM "
+			"replicas JOIN servers ON servers.id = replicas.server");
 	while (!r && (r = rows_next(&rows, err)) > 0) {
 		uint64_t shard = (uint64_t)rows_int(&rows, 0);
 		struct member_place *p;
@@ -93,6 +55,8 @@ static int read_places(struct meta *m, struct members *ms, struct error *err)
 		p->state = (enum replica_state)rows_int(&rows, 2);
 		r = rows_bytes(&rows, 3, p->disk.b, sizeof(p->disk.b), err);
 		p->incarnation = (uint64_t)rows_int(&rows, 4);
+		p->reachable = is_reachable((enum server_state)rows_int(&rows, 5));
+		p->since = (uint64_t)MAX(rows_int(&rows, 6), rows_int(&rows, 7));
 	}
 	return r;
 }
@@ -107,8 +71,7 @@ int members_get(struct meta *m, const struct members **out, struct error *err)
 		if (!m->members)
 			return error_set(err, -ENOMEM, "the meta server is out of memory");
 		m->members->map_version = m->params.map_version;
-		r = read_epochs(m, m->members, err) ?: read_members(m, m->members, err) ?:
-		    read_places(m, m->members, err);
+		r = read_epochs(m, m->members, err) ?: read_places(m, m->members, err);
 		if (r)
 			members_forget(m);
 	}
@@ -116,23 +79,20 @@ int members_get(struct meta *m, const struct members **out, struct error *err)
 	return r;
 }
 
-bool members_has(const struct members *ms, unsigned int shard, const uint8_t disk[16],
-		 uint64_t incarnation)
+static bool is_of(const struct member_place *p, const struct member_disk *d)
 {
-	size_t low = 0, high = ms->nr, mid;
-	int order;
+	return !memcmp(p->disk.b, d->uuid, sizeof(d->uuid)) && p->incarnation == d->incarnation &&
+	       p->since <= d->version;
+}
 
-	while (low < high) {
-		mid = (low + high) / 2;
-		order = memcmp(ms->members[mid].disk.b, disk, 16);
-		if (!order)
-			return ms->members[mid].incarnation == incarnation &&
-			       (ms->members[mid].shards[shard / 8] >> shard % 8 & 1);
-		if (order < 0)
-			low = mid + 1;
-		else
-			high = mid;
-	}
+bool members_has(const struct members *ms, unsigned int shard, const struct member_disk *disk)
+{
+	const struct member_place *p = ms->places[shard];
+	unsigned int i;
+
+	for (i = 0; i < PROTO_MAX_PLACES && p[i].server; i++)
+		if (p[i].state != REPLICA_STALE && p[i].reachable && is_of(&p[i], disk))
+			return true;
 	return false;
 }
 
@@ -141,18 +101,22 @@ static bool is_among(const struct member_place *p, const struct member_disk *dis
 	size_t i;
 
 	for (i = 0; i < nr; i++)
-		if (!memcmp(p->disk.b, disks[i].uuid, 16) && p->incarnation == disks[i].incarnation)
+		if (is_of(p, &disks[i]))
 			return true;
 	return false;
 }
 
-static void forget_shard(struct members *ms, unsigned int shard, const struct uuid *disk)
+uint64_t members_since(const struct members *ms, unsigned int shard,
+		       const struct member_disk *disks, size_t nr)
 {
-	size_t i;
+	const struct member_place *p = ms->places[shard];
+	uint64_t since = 0;
+	unsigned int i;
 
-	for (i = 0; i < ms->nr; i++)
-		if (uuid_equal(&ms->members[i].disk, disk))
-			ms->members[i].shards[shard / 8] &= (uint8_t)~(1 << shard % 8);
+	for (i = 0; i < PROTO_MAX_PLACES && p[i].server; i++)
+		if (is_among(&p[i], disks, nr))
+			since = MAX(since, p[i].since);
+	return since;
 }
 
 /* It was current, or leaving: then it has left. */
@@ -171,7 +135,6 @@ static int demote(struct meta *m, unsigned int shard, struct member_place *p, st
 			       V_INT(shard), V_INT(p->server), V_INT(REPLICA_STALE));
 	if (n < 0)
 		return (int)n;
-	forget_shard(m->members, shard, &p->disk);
 	p->state = REPLICA_STALE;
 	/* Its receipts for other blocks stay true: no push has to ask again. */
 	n = map_bump(m, false, err);

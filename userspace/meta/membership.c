@@ -9,19 +9,24 @@
 
 struct server_row {
 	enum server_state state;
+	bool draining;
 	int64_t places;
 };
 
 static int load_server(struct meta_call *c, uint32_t id, struct server_row *s)
 {
-	int64_t state = 0;
+	int64_t state = 0, draining = 0;
 	int r;
 
 	r = store_int(call_store(c), &c->err, &state, "SELECT state FROM servers WHERE id = ?1",
 		      V_INT(id));
 	if (!r)
 		return call_error(c, -ENOENT, "there is no data server %u", id);
+	if (r > 0)
+		r = store_int(call_store(c), &c->err, &draining,
+			      "SELECT draining FROM servers WHERE id = ?1", V_INT(id));
 	s->state = (enum server_state)state;
+	s->draining = draining;
 	if (r > 0)
 		r = store_int(call_store(c), &c->err, &s->places,
 			      "SELECT count(*) FROM replicas WHERE server = ?1", V_INT(id));
@@ -38,11 +43,25 @@ static int set_state(struct meta *m, uint32_t id, enum server_state state, bool 
 	return n < 0 ? (int)n : 0;
 }
 
+static int set_draining(struct meta_call *c, uint32_t id, bool draining)
+{
+	int64_t n = store_exec(call_store(c), &c->err,
+			       "UPDATE servers SET draining = ?2 WHERE id = ?1", V_INT(id),
+			       V_INT(draining));
+
+	return n < 0 ? (int)n : 0;
+}
+
+static bool is_gone(const struct server_row *s)
+{
+	return s->state == SERVER_DOWN || s->state == SERVER_OUT;
+}
+
 static int order_use(struct meta_call *c, uint32_t id, const struct server_row *s)
 {
 	int64_t n;
 
-	if (s->state == SERVER_DOWN || s->state == SERVER_OUT)
+	if (is_gone(s) && !s->draining)
 		return call_error(c, -EINVAL,
 				  "data server %u does not answer: start it, and it is in use again",
 				  id);
@@ -50,29 +69,54 @@ static int order_use(struct meta_call *c, uint32_t id, const struct server_row *
 	n = store_exec(call_store(c), &c->err,
 		       "UPDATE replicas SET state = ?2 WHERE server = ?1 AND state = ?3", V_INT(id),
 		       V_INT(REPLICA_CURRENT), V_INT(REPLICA_LEAVING));
-	return n < 0 ? (int)n : set_state(c->m, id, SERVER_UP, false, &c->err);
+	if (n < 0)
+		return (int)n;
+	return set_draining(c, id, false) ?:
+	       is_gone(s) ? 0 : set_state(c->m, id, SERVER_UP, false, &c->err);
 }
 
+/* One that does not answer is drained by what others have of the same shards. */
 static int order_drain(struct meta_call *c, uint32_t id, const struct server_row *s)
 {
-	if (s->state == SERVER_DOWN || s->state == SERVER_OUT)
-		return call_error(c, -EINVAL,
-				  "data server %u does not answer and cannot be drained: start it, or "
-				  "give up what it holds with `vmdedup cluster remove --lost %u`",
-				  id, id);
-	return set_state(c->m, id, SERVER_DRAINING, false, &c->err);
+	return set_draining(c, id, true) ?:
+	       is_gone(s) ? 0 : set_state(c->m, id, SERVER_DRAINING, false, &c->err);
 }
 
+/* Shards of which nobody else who can be reached has a current replica. */
+static int count_only_here(struct meta_call *c, uint32_t id, int64_t *shards)
+{
+	int r = store_int(call_store(c), &c->err, shards,
+			  "SELECT count(*) FROM replicas WHERE server = ?1 AND NOT EXISTS (SELECT 1 "
+			  "FROM replicas AS other JOIN servers ON servers.id = other.server WHERE "
+			  "other.shard = replicas.shard AND other.server <> ?1 AND other.state <> ?2 "
+			  "AND other.missed = 0 AND servers.state IN (0, 1, 3))",
+			  V_INT(id), V_INT(REPLICA_STALE));
+
+	return MIN(r, 0);
+}
+
+/* One that does not answer may go as soon as nothing is lost with it: the others make it up. */
 static int order_remove(struct meta_call *c, uint32_t id, const struct server_row *s)
 {
-	int64_t n;
+	int64_t only = 0, n;
+	int r;
 
-	if (s->places)
+	if (s->places && !is_gone(s))
 		return call_error(c, -EBUSY,
 				  "data server %u holds replicas of %lld shards: `vmdedup cluster "
 				  "drain %u` first, or give them up with --lost",
 				  id, (long long)s->places, id);
-	n = store_exec(call_store(c), &c->err, "DELETE FROM servers WHERE id = ?1", V_INT(id));
+	r = count_only_here(c, id, &only);
+	if (r)
+		return r;
+	if (only)
+		return call_error(c, -EBUSY,
+				  "data server %u does not answer, and of %lld shards nobody else has "
+				  "all: start it, or give them up with --lost",
+				  id, (long long)only);
+	n = store_exec(call_store(c), &c->err, "DELETE FROM replicas WHERE server = ?1", V_INT(id));
+	if (n >= 0)
+		n = store_exec(call_store(c), &c->err, "DELETE FROM servers WHERE id = ?1", V_INT(id));
 	return n < 0 ? (int)n : 0;
 }
 
@@ -263,14 +307,17 @@ static int check_lease(struct meta *m, const struct lease_watch *w, struct error
 
 static int mark(struct meta *m, uint32_t server, enum server_state state, struct error *err)
 {
-	int64_t now = 0, r;
+	int64_t now = 0, draining = 0, r;
 
 	r = store_int(m->store, err, &now, "SELECT state FROM servers WHERE id = ?1", V_INT(server));
+	if (r > 0)
+		r = store_int(m->store, err, &draining,
+			      "SELECT draining FROM servers WHERE id = ?1", V_INT(server));
 	if (r <= 0)
 		return (int)r;
 	switch (state) {
 	case SERVER_DOWN:
-		r = now == SERVER_UP || now == SERVER_SUSPECT;
+		r = now == SERVER_UP || now == SERVER_SUSPECT || now == SERVER_DRAINING;
 		break;
 	case SERVER_OUT:
 	case SERVER_UP:
@@ -281,7 +328,8 @@ static int mark(struct meta *m, uint32_t server, enum server_state state, struct
 	}
 	if (!r)
 		return 0;
-	r = set_state(m, server, state, state == SERVER_OUT, err);
+	r = set_state(m, server, state == SERVER_UP && draining ? SERVER_DRAINING : state,
+		      state == SERVER_OUT, err);
 	return r ? (int)r : map_bump(m, state != SERVER_UP, err) ?: 1;
 }
 

@@ -23,7 +23,8 @@ static int load_servers(struct meta *m, struct plan *plan, struct error *err)
 	int r;
 
 	r = store_query(m->store, err, &rows,
-			"SELECT id, capacity, host, rack, state, free FROM servers ORDER BY id");
+			"SELECT id, capacity, host, rack, state, free, draining FROM servers ORDER BY "
+			"id");
 	while (!r && p->nr_servers < META_MAX_SERVERS && (r = rows_next(&rows, err)) > 0) {
 		enum server_state state = (enum server_state)rows_int(&rows, 4);
 		struct placement_server *s = &p->servers[p->nr_servers];
@@ -34,7 +35,7 @@ static int load_servers(struct meta *m, struct plan *plan, struct error *err)
 		s->capacity = (uint64_t)rows_int(&rows, 1);
 		s->room = free > ROOM_RESERVE ? free - ROOM_RESERVE : 0;
 		s->takes = state == SERVER_UP || state == SERVER_SUSPECT;
-		s->leaves = state == SERVER_DRAINING || state == SERVER_OUT;
+		s->leaves = state == SERVER_DRAINING || state == SERVER_OUT || rows_int(&rows, 6);
 		snprintf(s->host, sizeof(s->host), "%s", rows_text(&rows, 2));
 		snprintf(s->rack, sizeof(s->rack), "%s", rows_text(&rows, 3));
 		r = 0;
@@ -184,12 +185,14 @@ static int save_place(struct meta *m, struct plan *plan, unsigned int shard, uns
 	else
 		n = store_exec(
 			m->store, err,
-			"INSERT INTO replicas (shard, replica, server, state, since, missed) VALUES "
-			"(?1, ?2, ?3, ?4, ?5, 0) ON CONFLICT (shard, replica) DO UPDATE SET server "
-			"= excluded.server, state = excluded.state, since = excluded.since, "
-			"missed = excluded.missed",
+			"INSERT INTO replicas (shard, replica, server, state, since, missed, placed) "
+			"VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6) ON CONFLICT (shard, replica) DO UPDATE SET "
+			"placed = CASE WHEN replicas.server = excluded.server THEN replicas.placed "
+			"ELSE excluded.placed END, server = excluded.server, state = excluded.state, "
+			"since = excluded.since, missed = excluded.missed, round = 0",
 			V_INT(shard), V_INT(place), V_INT(row->server), V_INT(row->state),
-			V_INT(counts ? m->params.map_version + 1 : 0));
+			V_INT(counts ? m->params.map_version + 1 : 0),
+			V_INT(m->params.map_version + 1));
 	return n < 0 ? (int)n : 0;
 }
 

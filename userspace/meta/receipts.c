@@ -2,7 +2,12 @@
 /*
  * Receipts instead of pins. A receipt counts if its epoch is at least the shard's GC epoch E and
  * at least min_copies of its disks are current replicas of the shard in the incarnation that gave
- * it. A current replica that is not among its disks becomes stale (membership.h). Why the epoch need not be checked again at the commit: the leaf that names the block was made
+ * it, and were placed there, with what they hold, no later than the version of the map that it was
+ * given by: a disk that has left the shard and come back, or was put back from a copy, may have lost
+ * what it vouched for before. A current replica that is not among its disks becomes stale
+ * (membership.h).
+ *
+ * Why the epoch need not be checked again at the commit: the leaf that names the block was made
  * in a transaction in which the receipt counted, and from then on the block's count keeps it from
  * being condemned, whatever E becomes. The disks are checked again, because a disk that has been
  * lost in the meantime takes with it what only the client's cache can still replace.
@@ -13,8 +18,14 @@
 #include <errno.h>
 #include <string.h>
 
-#define DISK_PACKED 28 /* UUID, incarnation, server */
+#define DISK_PACKED 32 /* UUID, incarnation, version */
 #define MAX_DISKS   8
+
+/* Who has the blocks of a receipt, by what it says. */
+struct holders {
+	struct member_disk disks[MAX_DISKS];
+	size_t nr;
+};
 
 static uint64_t get_le64(const uint8_t *p)
 {
@@ -26,58 +37,78 @@ static uint64_t get_le64(const uint8_t *p)
 	return v;
 }
 
-/* Enough of the packed disks count, each once. */
+static void put_le64(uint8_t *p, uint64_t v)
+{
+	int i;
+
+	for (i = 0; i < 8; i++)
+		p[i] = (uint8_t)(v >> (8 * i));
+}
+
+/* Enough of the disks count, each once. */
 static bool enough(const struct members *ms, unsigned int min_copies, uint32_t shard,
-		   const uint8_t *packed, size_t len)
+		   const struct holders *h)
 {
 	unsigned int copies = 0;
 	size_t i, j;
 
-	for (i = 0; i + DISK_PACKED <= len; i += DISK_PACKED) {
-		for (j = 0; j < i && memcmp(packed + j, packed + i, 16); j += DISK_PACKED)
+	for (i = 0; i < h->nr; i++) {
+		for (j = 0; j < i && memcmp(h->disks[j].uuid, h->disks[i].uuid, 16); j++)
 			;
-		copies += j == i &&
-			  members_has(ms, shard, packed + i, get_le64(packed + i + 16));
+		copies += j == i && members_has(ms, shard, &h->disks[i]);
 	}
 	return copies >= min_copies;
 }
 
-static int pack_disks(struct meta_call *c, const Vmdedup__Receipt *in,
-		      uint8_t packed[MAX_DISKS * DISK_PACKED], size_t *len)
+static int take_holders(struct meta_call *c, const Vmdedup__Receipt *in, struct holders *h)
 {
 	size_t i;
-	int b;
 
 	if (!in->n_disks || in->n_disks > MAX_DISKS)
 		return call_error(c, -EINVAL, "a receipt of %zu disks; 1 to %d are allowed",
 				  in->n_disks, MAX_DISKS);
-	for (i = 0; i < in->n_disks; i++) {
+	h->nr = in->n_disks;
+	for (i = 0; i < h->nr; i++) {
 		const Vmdedup__Disk *d = in->disks[i];
-		uint8_t *p = packed + i * DISK_PACKED;
 
 		if (d->uuid.len != 16)
 			return call_error(c, -EINVAL, "a receipt's disk has no UUID");
-		memcpy(p, d->uuid.data, 16);
-		for (b = 0; b < 8; b++)
-			p[16 + b] = (uint8_t)(d->incarnation >> (8 * b));
-		for (b = 0; b < 4; b++)
-			p[24 + b] = (uint8_t)(d->server >> (8 * b));
+		memcpy(h->disks[i].uuid, d->uuid.data, 16);
+		h->disks[i].incarnation = d->incarnation;
+		h->disks[i].version = in->map_version;
 	}
-	*len = in->n_disks * DISK_PACKED;
 	return 0;
 }
 
-/* What the receipt vouches for counts from here on, and whoever is not in it has missed a write. */
-static int note_missed(struct meta_call *c, const Vmdedup__Receipt *in)
+/*
+ * As they are kept until the commit: with the version at which the youngest of their places came to
+ * be what it is, which is the same for most receipts. A place that changes is younger than that.
+ */
+static size_t pack_holders(const struct members *ms, uint32_t shard, const struct holders *h,
+			   uint8_t packed[MAX_DISKS * DISK_PACKED])
 {
-	struct member_disk disks[MAX_DISKS];
+	uint64_t since = members_since(ms, shard, h->disks, h->nr);
 	size_t i;
 
-	for (i = 0; i < in->n_disks; i++) {
-		memcpy(disks[i].uuid, in->disks[i]->uuid.data, 16);
-		disks[i].incarnation = in->disks[i]->incarnation;
+	for (i = 0; i < h->nr; i++) {
+		uint8_t *p = packed + i * DISK_PACKED;
+
+		memcpy(p, h->disks[i].uuid, 16);
+		put_le64(p + 16, h->disks[i].incarnation);
+		put_le64(p + 24, since);
 	}
-	return members_missed(c->m, in->shard, disks, in->n_disks, &c->err);
+	return h->nr * DISK_PACKED;
+}
+
+static void unpack_holders(const uint8_t *packed, size_t len, struct holders *h)
+{
+	for (h->nr = 0; h->nr < MAX_DISKS && (h->nr + 1) * DISK_PACKED <= len; h->nr++) {
+		const uint8_t *p = packed + h->nr * DISK_PACKED;
+
+		memcpy(h->disks[h->nr].uuid, p, 16);
+		h->disks[h->nr].incarnation = get_le64(p + 16);
+		h->disks[h->nr].version = get_le64(p + 24);
+	}
 }
 
 /* The receipts of one part: mostly the same disks again and again. */
@@ -124,17 +155,23 @@ static int record_one(struct record *rec, const Vmdedup__Receipt *in, uint64_t *
 {
 	struct meta_call *c = rec->c;
 	uint8_t packed[MAX_DISKS * DISK_PACKED];
-	size_t i, n = in->fingerprints.len / FP_SIZE, len = 0;
+	size_t i, n = in->fingerprints.len / FP_SIZE, len;
+	struct holders h;
 	struct val *vals;
 	int r;
 
-	r = pack_disks(c, in, packed, &len);
+	r = take_holders(c, in, &h);
 	if (r)
 		return r;
 	if (in->epoch < rec->members->epochs[in->shard] || in->epoch > INT64_MAX ||
-	    !enough(rec->members, c->m->params.min_copies, in->shard, packed, len))
+	    !enough(rec->members, c->m->params.min_copies, in->shard, &h))
 		return 0;
-	r = note_missed(c, in) ?: intern_disks(rec, packed, len);
+	/* It counts from here on, and whoever is not in it has missed a write. */
+	r = members_missed(c->m, in->shard, h.disks, h.nr, &c->err);
+	if (r)
+		return r;
+	len = pack_holders(rec->members, in->shard, &h, packed);
+	r = intern_disks(rec, packed, len);
 	if (r)
 		return r;
 	vals = call_alloc(c, (4 * n + 1) * sizeof(*vals));
@@ -208,8 +245,7 @@ int receipts_cover(struct meta_call *c, uint64_t push, const struct fp *fps, siz
 /* The answer for each shard of one set of disks: 0 not asked yet, 1 counts, 2 does not. */
 struct disk_set {
 	int64_t disks;
-	uint8_t packed[MAX_DISKS * DISK_PACKED];
-	size_t len;
+	struct holders holders;
 	uint8_t counts[NR_SHARDS];
 };
 
@@ -232,18 +268,19 @@ static int load_sets(struct meta_call *c, uint64_t push, struct disk_set **sets,
 	for (*nr = 0; !r && *nr < (size_t)n; (*nr)++) {
 		struct disk_set *set = &(*sets)[*nr];
 		const void *packed;
+		size_t len;
 
 		r = rows_next(&rows, &c->err);
 		if (r <= 0)
 			return r;
 		r = 0;
 		set->disks = rows_int(&rows, 0);
-		packed = rows_blob(&rows, 1, &set->len);
-		if (set->len > sizeof(set->packed) || set->disks != (int64_t)*nr)
+		packed = rows_blob(&rows, 1, &len);
+		if (len > MAX_DISKS * DISK_PACKED || set->disks != (int64_t)*nr)
 			return store_fail(call_store(c), &c->err, -EUCLEAN,
 					  "the store is damaged: disks of push %llu",
 					  (unsigned long long)push);
-		memcpy(set->packed, packed, set->len);
+		unpack_holders(packed, len, &set->holders);
 	}
 	return r;
 }
@@ -274,8 +311,8 @@ int receipts_recheck(struct meta_call *c, uint64_t push, struct fp *redo, size_t
 		set = &sets[disks];
 		counts = &set->counts[fp_shard(&fp)];
 		if (!*counts)
-			*counts = enough(ms, c->m->params.min_copies, fp_shard(&fp), set->packed,
-					 set->len) ? 1 : 2;
+			*counts = enough(ms, c->m->params.min_copies, fp_shard(&fp), &set->holders) ?
+					  1 : 2;
 		if (*counts == 2 && *nr_redo < META_MAX_REDO)
 			redo[(*nr_redo)++] = fp;
 	}

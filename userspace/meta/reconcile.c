@@ -72,7 +72,7 @@ int reconcile_begin(struct meta_call *c)
 		return call_nomem(c);
 	vmdedup__reconcile_begin_reply__init(reply);
 	r = find_asker(c, &req->disk, req->incarnation, &a) ?:
-	    check_shards(c, req->shards, req->n_shards);
+	    check_shards(c, req->shards, req->n_shards) ?: call_random_id(c, &reply->round);
 	if (r)
 		return r;
 	reply->map_version = c->m->params.map_version;
@@ -84,9 +84,10 @@ int reconcile_begin(struct meta_call *c)
 		int64_t source = 0, n;
 
 		n = store_exec(call_store(c), &c->err,
-			       "UPDATE replicas SET missed = 0 WHERE shard = ?1 AND server = ?2 AND "
-			       "state = ?3",
-			       V_INT(req->shards[i]), V_INT(a.server), V_INT(REPLICA_STALE));
+			       "UPDATE replicas SET missed = 0, round = ?4 WHERE shard = ?1 AND "
+			       "server = ?2 AND state = ?3",
+			       V_INT(req->shards[i]), V_INT(a.server), V_INT(REPLICA_STALE),
+			       V_INT(reply->round));
 		r = n > 0 ? find_source(c, req->shards[i], a.server, &source) : (int)n;
 		if (r)
 			return r;
@@ -97,18 +98,19 @@ int reconcile_begin(struct meta_call *c)
 	return 0;
 }
 
-/* @source was current all the time since @version, and nothing was missed here. */
+/* @source was current all the time since @version, and nothing was missed here since the BEGIN that
+ * gave @round: one that was late, and cleared what had been missed, gave another. */
 static int promote(struct meta_call *c, uint32_t shard, int64_t server, int64_t source,
-		   uint64_t version)
+		   uint64_t version, uint64_t round)
 {
 	int64_t n = store_exec(
 		call_store(c), &c->err,
 		"UPDATE replicas SET state = ?4, since = ?6 WHERE shard = ?1 AND server = ?2 AND "
-		"state = ?7 AND missed = 0 AND EXISTS (SELECT 1 FROM replicas AS other WHERE "
+		"state = ?7 AND missed = 0 AND round = ?8 AND EXISTS (SELECT 1 FROM replicas AS other WHERE "
 		"other.shard = ?1 AND other.server = ?3 AND other.state <> ?7 AND other.since <= "
 		"?5)",
 		V_INT(shard), V_INT(server), V_INT(source), V_INT(REPLICA_CURRENT), V_INT(version),
-		V_INT(c->m->params.map_version + 1), V_INT(REPLICA_STALE));
+		V_INT(c->m->params.map_version + 1), V_INT(REPLICA_STALE), V_INT(round));
 
 	return (int)n;
 }
@@ -120,12 +122,14 @@ int reconcile_end(struct meta_call *c)
 	struct asker a;
 	int r;
 
-	if (req->n_sources != req->n_shards || req->map_version > INT64_MAX)
+	if (req->n_sources != req->n_shards || req->map_version > INT64_MAX ||
+	    !req->round || req->round > INT64_MAX)
 		return call_error(c, -EINVAL, "RECONCILE_END: bad lists");
 	r = find_asker(c, &req->disk, req->incarnation, &a) ?:
 	    check_shards(c, req->shards, req->n_shards);
 	for (i = 0; !r && i < req->n_shards; i++) {
-		r = promote(c, req->shards[i], a.server, req->sources[i], req->map_version);
+		r = promote(c, req->shards[i], a.server, req->sources[i], req->map_version,
+			    req->round);
 		done += r > 0;
 		r = MIN(r, 0);
 	}

@@ -58,7 +58,9 @@ CREATE TABLE domains (
 -- an older incarnation vouched for no longer counts. commits is the disk's own count of commits: if
 -- it goes down, the disk has been put back from a copy; so it has if it does not name session, the
 -- process that joined with it last. state: enum server_state. by_itself: the
--- governor took it out, nobody asked for it.
+-- governor took it out, nobody asked for it. draining: somebody did ask, and it is down or out; when
+-- it is back it drains on. anew: the map version at which its content was last not what it had been;
+-- receipts of older versions say nothing about it.
 CREATE TABLE servers (
 	id           INTEGER NOT NULL PRIMARY KEY,
 	disk         BYTEA NOT NULL UNIQUE,
@@ -74,7 +76,9 @@ CREATE TABLE servers (
 	joined_s     BIGINT NOT NULL,
 	seen_s       BIGINT NOT NULL,
 	by_itself    INTEGER NOT NULL DEFAULT 0,
-	session      BYTEA
+	session      BYTEA,
+	draining     INTEGER NOT NULL DEFAULT 0,
+	anew         BIGINT NOT NULL DEFAULT 0
 );
 
 -- The 1024 shards and their GC epochs E: a receipt below E counts for nothing.
@@ -86,7 +90,9 @@ CREATE TABLE shards (
 -- The shard map: who holds a shard, in order; a missing row is a place not filled. state:
 -- enum replica_state; a current or leaving replica has all blocks of its shard that are named, and
 -- only it counts in receipts. since: the map version at which it became so. missed: a write that
--- counted did not reach this stale replica since its reconciliation began.
+-- counted did not reach this stale replica since its reconciliation began. placed: the map version at
+-- which the server got the place; what it vouched for before may be gone. round: of the
+-- reconciliation that may end.
 CREATE TABLE replicas (
 	shard        INTEGER NOT NULL REFERENCES shards (shard),
 	replica      INTEGER NOT NULL,
@@ -94,6 +100,8 @@ CREATE TABLE replicas (
 	state        INTEGER NOT NULL,
 	since        BIGINT NOT NULL DEFAULT 0,
 	missed       INTEGER NOT NULL DEFAULT 0,
+	placed       BIGINT NOT NULL DEFAULT 0,
+	round        BIGINT NOT NULL DEFAULT 0,
 	PRIMARY KEY (shard, replica)
 ) /*sqlite: WITHOUT ROWID */;
 
@@ -266,7 +274,7 @@ CREATE TABLE push_nodes (
 ) /*sqlite: WITHOUT ROWID */;
 
 -- Receipts of a push: block, epoch, and which disks (a row of push_disks: UUID, incarnation
--- and server of each, packed). Kept until the push is over: the commit checks the disks again.
+-- and map version of each, packed). Kept until the push is over: the commit checks the disks again.
 CREATE TABLE push_receipts (
 	push         BIGINT NOT NULL,
 	fp           BYTEA NOT NULL,
