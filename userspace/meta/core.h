@@ -73,6 +73,7 @@ struct meta {
 	void (*accused)(void *arg, uint32_t server); /* somebody complains; NULL: nobody listens */
 	void *accused_arg;
 	bool governs; /* this process is the governor */
+	bool defers;  /* others may share the store: what nobody has asked for is the governor's */
 };
 
 /* Memory that ends with a batch. alloc zeroes; NULL only when memory is out. */

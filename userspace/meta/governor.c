@@ -284,6 +284,7 @@ static int lead(struct governor *g, uint64_t now, struct error *err)
 	g->next_lease_ns = now + LEASE_EVERY_NS;
 	r = membership_govern(g->m, &g->lease, g->patience_ns, err);
 	g->m->governs = r > 0;
+	g->m->may_cascade |= g->m->defers; /* others leave theirs to the one that governs */
 	if (r > 0 && !did) {
 		log_info("governor: this meta server governs, epoch %llu",
 			 (unsigned long long)g->lease.epoch);
@@ -349,6 +350,7 @@ struct governor *governor_new(struct net_ctx *net, struct meta *m, uint64_t pati
 		goto free_governor;
 	m->accused = accused;
 	m->accused_arg = g;
+	m->defers = patience_ns;
 	return g;
 free_governor:
 	free(g);

@@ -56,14 +56,23 @@ int meta_end_idle_pushes(struct meta *m, uint64_t idle_s, struct error *err)
 	return r ?: push_expire(m, idle_s, err);
 }
 
+/* Two that take the same nodes apart would mostly undo each other's transactions. */
+static bool is_mine(const struct meta *m)
+{
+	return !m->defers || m->governs;
+}
+
 static int tick(struct meta *m, uint64_t seconds, struct gc_progress *p, struct error *err)
 {
 	int r;
 
 	r = meta_begin(m, err);
 	if (!r && seconds >= AGE_STEP_S)
-		r = advance_age(m, seconds, err) ?: session_expire(m, err) ?:
-		    push_expire(m, META_PUSH_IDLE_S, err);
+		r = advance_age(m, seconds, err);
+	if (r || !is_mine(m))
+		return r;
+	if (seconds >= AGE_STEP_S)
+		r = session_expire(m, err) ?: push_expire(m, META_PUSH_IDLE_S, err);
 	if (!r)
 		r = has_work(m, err);
 	return r > 0 ? gc_cascade(m, TICK_BUDGET, p, err) : r;
@@ -77,7 +86,7 @@ int meta_tick(struct meta *m, struct error *err)
 
 	check_expire(m);
 	/* Every so often also when this process changed nothing: another one may have. */
-	if (!m->may_cascade && seconds < AGE_STEP_S)
+	if (!(m->may_cascade && is_mine(m)) && seconds < AGE_STEP_S)
 		return 0;
 	r = tick(m, seconds, &p, err);
 	if (!r)
@@ -90,6 +99,7 @@ int meta_tick(struct meta *m, struct error *err)
 		m->ticked_ns += seconds * NS_PER_S;
 		m->ticked_age_s = m->params.age_s;
 	}
-	m->may_cascade = p.more;
+	if (is_mine(m))
+		m->may_cascade = p.more;
 	return p.more;
 }
