@@ -88,7 +88,7 @@ static int init_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		OPT_TEXT("fingerprint", "ALG", &fingerprint, "sha256, sha1 or md5 (sha256)"),
 		OPT_NUMBER("replicas", "N", &replicas, "copies of each block, 1 to 4 (1)"),
 		OPT_NUMBER("min-copies", "N", &min_copies,
-			   "copies that a commit needs (more than half of the replicas)"),
+			   "copies that a commit needs (half of the replicas)"),
 		OPT_TEXT("store", "STORE", &store,
 			 "postgresql://... or the path of a SQLite file ([meta] store)"),
 		OPT_END
@@ -101,7 +101,7 @@ static int init_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		return code;
 	init.name = name;
 	if (init_parse(&init, block_size, fingerprint, replicas,
-		       min_copies ? min_copies : replicas / 2 + 1, &err)) {
+		       min_copies ? min_copies : (replicas + 1) / 2, &err)) {
 		cli_fail(&err);
 		return EXIT_USAGE;
 	}
