@@ -201,7 +201,7 @@ static void listen_to(struct listener *l, struct host_filter *h)
 	void *raw;
 	size_t len, i;
 
-	assert_int_equal(host_filter_answer(h, l->generation, l->additions, &a), 0);
+	assert_int_equal(host_filter_answer(h, 0, l->generation, l->additions, 0, &a), 0);
 	l->bytes += a.packed_len;
 	if (a.full) {
 		len = (size_t)1 << (a.shift - 3);
@@ -233,14 +233,14 @@ static bool hears(const struct listener *l, uint64_t n)
 
 static void test_generations_and_additions(void **state)
 {
-	struct host_filter *h = host_filter_new();
+	struct host_filter *h = host_filter_new(1ULL << 40, 0);
 	struct listener l = { 0 };
 	struct host_filter_answer a;
 	uint64_t i, held = 0;
 	struct fp fp;
 
 	assert_non_null(h);
-	assert_int_equal(host_filter_answer(h, 0, 0, &a), -EAGAIN);
+	assert_int_equal(host_filter_answer(h, 0, 0, 0, 0, &a), -EAGAIN);
 	for (i = 0; i < 20000; i++) {
 		fp = fp_of(i);
 		if (!host_filter_add(h, &fp)) {

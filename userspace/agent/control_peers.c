@@ -63,6 +63,7 @@ static void reply_peers(struct work *w)
 	body.filter_bytes_in = p->list.totals.filter_bytes_in;
 	body.filter_memory = p->list.totals.filter_memory;
 	body.max_peers = p->list.totals.max_peers;
+	body.filter_budget = p->list.totals.filter_budget;
 	body.hedges = p->list.totals.sources.hedges;
 	body.peer_gets = p->list.totals.sources.peer_gets;
 	reply.body_case = VMDEDUP__REPLY__BODY_PEER_LIST;

@@ -18,7 +18,7 @@ int daemon_listen(struct daemon *d, struct error *err)
 
 	if (!d->config->agent_listen || (!d->config->cache_file && !d->cache))
 		return 0;
-	d->filter = host_filter_new();
+	d->filter = host_filter_new(d->config->filter_budget, clock_mono_ns());
 	if (!d->filter)
 		return error_set(err, -ENOMEM, "out of memory");
 	d->peer_server = peer_server_new(d->net, d->config->agent_listen, err);

@@ -21,6 +21,7 @@
 #define FILTER_MIN_SHIFT  10
 #define FILTER_MAX_SHIFT  28 /* 32 MiB: 28 million blocks */
 #define FILTER_ADDED_SIZE 16 /* of an addition: all that the positions are made of */
+#define FILTER_OVERHEAD	  512 /* bytes of a question for a filter and the headers of its answer, at most */
 
 /* The h1 and h2 of a fingerprint. */
 struct filter_hash {

@@ -70,7 +70,7 @@ static void data_got(void *arg, int r, const void *data, size_t len)
 {
 	struct data_get *d = arg;
 
-	sources_data_answer(peers_sources(d->getter->peers), d->id, r, data, len);
+	sources_data_answer(links_sources(peers_links(d->getter->peers)), d->id, r, data, len);
 	free(d);
 }
 
@@ -78,7 +78,7 @@ static void data_redirected(void *arg, const struct peer_address *named, size_t 
 {
 	struct data_get *d = arg;
 
-	sources_data_redirect(peers_sources(d->getter->peers), d->id, named, nr);
+	sources_data_redirect(links_sources(peers_links(d->getter->peers)), d->id, named, nr);
 	free(d);
 }
 
@@ -248,12 +248,12 @@ static void follow_orders(struct getter *g, struct orders *o)
 	if (o->new_params && !g->hasher)
 		take_params(g, &o->params);
 	if (o->nr_suggested)
-		peers_suggest(g->peers, o->suggested, o->nr_suggested);
+		links_suggest(peers_links(g->peers), o->suggested, o->nr_suggested);
 	while (o->nr_met)
-		peers_met(g->peers, &o->met[--o->nr_met]);
+		links_met(peers_links(g->peers), &o->met[--o->nr_met]);
 	while ((get = o->gets)) {
 		o->gets = get->next;
-		if (o->stop || sources_get(peers_sources(g->peers), &get->fp, get))
+		if (o->stop || sources_get(links_sources(peers_links(g->peers)), &get->fp, get))
 			refuse_get(get, o->stop ? -ECANCELED : -ENOMEM);
 	}
 	while ((w = o->nodes)) {
@@ -263,8 +263,8 @@ static void follow_orders(struct getter *g, struct orders *o)
 	}
 	while ((list = o->lists)) {
 		o->lists = list->next;
-		list->nr = peers_list(g->peers, list->peers, SOURCES_MAX_PEERS);
-		peers_totals(g->peers, &list->totals);
+		list->nr = links_list(peers_links(g->peers), list->peers, SOURCES_MAX_PEERS);
+		links_totals(peers_links(g->peers), &list->totals);
 		list->done(list);
 	}
 }
@@ -273,9 +273,9 @@ static void follow_orders(struct getter *g, struct orders *o)
 static void publish(struct getter *g)
 {
 	pthread_mutex_lock(&g->lock);
-	g->nr_liars += peers_liars(g->peers, g->liars + g->nr_liars,
+	g->nr_liars += links_liars(peers_links(g->peers), g->liars + g->nr_liars,
 				   ARRAY_SIZE(g->liars) - g->nr_liars);
-	g->nr_others = peers_some(g->peers, g->others, MAX_OTHERS);
+	g->nr_others = links_some(peers_links(g->peers), g->others, MAX_OTHERS);
 	pthread_mutex_unlock(&g->lock);
 }
 
@@ -482,6 +482,7 @@ struct getter *getter_new(const struct getter_params *params, struct error *err)
 		.net = params->net,
 		.self = params->self,
 		.path = params->peers_path,
+		.filter_bytes = params->config->filter_budget,
 		.ask_data = ask_data,
 		.done = get_done,
 		.ctx = g,
@@ -523,7 +524,7 @@ void getter_stop(struct getter *g)
 	wake(g);
 	pthread_join(g->thread, NULL);
 	g->runs = false;
-	sources_cancel(peers_sources(g->peers));
+	sources_cancel(links_sources(peers_links(g->peers)));
 	if (g->cluster)
 		cluster_close(g->cluster);
 	g->cluster = NULL;

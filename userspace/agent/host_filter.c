@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/random.h>
+#include "agent/budget.h"
 #include "agent/host_filter.h"
 
 struct host_filter {
@@ -17,15 +18,17 @@ struct host_filter {
 	/* the full filter as it was packed last, with so many of the additions in it */
 	void *packed;
 	size_t packed_len, packed_added;
+	struct budget budget;
 };
 
-struct host_filter *host_filter_new(void)
+struct host_filter *host_filter_new(uint64_t bytes_an_hour, uint64_t now_ns)
 {
 	struct host_filter *h = calloc(1, sizeof(*h));
 
 	if (!h)
 		return NULL;
 	pthread_mutex_init(&h->lock, NULL);
+	budget_init(&h->budget, bytes_an_hour, now_ns);
 	/* Another life's generations must not be taken for ours. */
 	if (getrandom(&h->generation, sizeof(h->generation), 0) != sizeof(h->generation))
 		h->generation = 1;
@@ -123,18 +126,31 @@ bool host_filter_add(struct host_filter *h, const struct fp *fp)
 	return ok;
 }
 
+/* @len bytes may go out. */
+static int pay(struct host_filter *h, uint64_t now_ns, uint64_t max, size_t len)
+{
+	if (max && len > max)
+		return -EFBIG;
+	if (len + FILTER_OVERHEAD > budget_left(&h->budget, now_ns))
+		return -EDQUOT;
+	budget_spend(&h->budget, len + FILTER_OVERHEAD);
+	return 0;
+}
+
 static int copy_packed(const void *packed, size_t len, struct host_filter_answer *out)
 {
 	out->packed = malloc(len);
 	if (!out->packed)
 		return -ENOMEM;
 	memcpy(out->packed, packed, len);
-	out->packed_len = len;
 	return 0;
 }
 
-static int answer_full(struct host_filter *h, struct host_filter_answer *out)
+static int answer_full(struct host_filter *h, uint64_t now_ns, uint64_t max,
+		       struct host_filter_answer *out)
 {
+	int r;
+
 	/* Packed anew when what it lacks would be a good part of it. */
 	if (h->packed && (h->nr_added - h->packed_added) * FILTER_ADDED_SIZE > h->packed_len / 4) {
 		free(h->packed);
@@ -148,11 +164,30 @@ static int answer_full(struct host_filter *h, struct host_filter_answer *out)
 		return -ENOMEM;
 	out->full = true;
 	out->additions = h->packed_added;
-	return copy_packed(h->packed, h->packed_len, out);
+	out->packed_len = h->packed_len;
+	r = pay(h, now_ns, max, h->packed_len);
+	return r ?: copy_packed(h->packed, h->packed_len, out);
 }
 
-int host_filter_answer(struct host_filter *h, uint64_t generation, uint64_t additions,
-		       struct host_filter_answer *out)
+static int answer_added(struct host_filter *h, uint64_t now_ns, uint64_t max, size_t missing,
+			struct host_filter_answer *out)
+{
+	int r;
+
+	out->packed = filter_pack(missing ? h->added[h->nr_added - missing] : NULL,
+				  missing * FILTER_ADDED_SIZE, &out->packed_len);
+	if (!out->packed)
+		return -ENOMEM;
+	r = pay(h, now_ns, max, out->packed_len);
+	if (r) {
+		free(out->packed);
+		out->packed = NULL;
+	}
+	return r;
+}
+
+int host_filter_answer(struct host_filter *h, uint64_t now_ns, uint64_t generation,
+		       uint64_t additions, uint64_t max, struct host_filter_answer *out)
 {
 	size_t missing;
 	int r = 0;
@@ -168,12 +203,9 @@ int host_filter_answer(struct host_filter *h, uint64_t generation, uint64_t addi
 		r = -EAGAIN;
 	} else if (generation != h->generation || additions > h->nr_added ||
 		   missing * FILTER_ADDED_SIZE > (size_t)1 << (h->shift - 3)) {
-		r = answer_full(h, out);
+		r = answer_full(h, now_ns, max, out);
 	} else {
-		out->packed = filter_pack(missing ? h->added[additions] : NULL,
-					  missing * FILTER_ADDED_SIZE,
-					  &out->packed_len);
-		r = out->packed ? 0 : -ENOMEM;
+		r = answer_added(h, now_ns, max, missing, out);
 	}
 	pthread_mutex_unlock(&h->lock);
 	return r;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,30 +10,12 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "data/redirect.h"
 #include "proto/limits.h"
 
 #define READ_THREADS	 2
-#define REDIRECT_BLOCKS	 16384
 #define ALIGNMENT	 4096
 #define MAX_OTHERS	 8
 #define FILTER_FRAME	 (1U << 20)
-
-/* What is on its way out. Outlives the server: ZeroMQ may hold frames for longer. */
-struct uploads {
-	atomic_uint refs;
-	_Atomic uint64_t bytes;
-	struct {
-		char who[160]; /* the server's thread's */
-		atomic_uint blocks;
-	} peers[UPLOAD_PEERS];
-};
-
-struct sent {
-	struct uploads *uploads;
-	unsigned int peer;
-	size_t len;
-};
 
 struct piece {
 	struct fp fp;
@@ -65,72 +46,17 @@ struct peer_server {
 	bool runs;
 	struct pool *pool;
 	int done_fd;
-	struct uploads *uploads;
-	struct redirect *redirect;
+	struct serving *serving;
 	pthread_mutex_t lock; /* guards the rest */
 	struct upload *done, **last_done;
 	struct peer_server_stats stats;
 };
 
-/* ---- what is on its way out ---- */
-
-static void uploads_put(struct uploads *u)
-{
-	if (atomic_fetch_sub(&u->refs, 1) == 1)
-		free(u);
-}
-
-static void sent_free(struct sent *sent)
-{
-	atomic_fetch_sub(&sent->uploads->bytes, sent->len);
-	atomic_fetch_sub(&sent->uploads->peers[sent->peer].blocks, 1);
-	uploads_put(sent->uploads);
-	free(sent);
-}
-
 /* On any thread, ZeroMQ's too. */
 static void frame_sent(void *data, void *hint)
 {
 	free(data);
-	sent_free(hint);
-}
-
-/* The place of @who, or -1: too many are being served. */
-static int place_of(struct uploads *u, const char *who)
-{
-	int i, free_place = -1;
-
-	for (i = 0; i < UPLOAD_PEERS; i++) {
-		bool busy = atomic_load(&u->peers[i].blocks);
-
-		if (busy && !strncmp(u->peers[i].who, who, sizeof(u->peers[i].who) - 1))
-			return i;
-		if (!busy && free_place < 0)
-			free_place = i;
-	}
-	if (free_place >= 0)
-		snprintf(u->peers[free_place].who, sizeof(u->peers[0].who), "%s", who);
-	return free_place;
-}
-
-/* NULL: more than its share, or than anybody's. */
-static struct sent *admit(struct peer_server *s, const char *who, size_t len)
-{
-	struct uploads *u = s->uploads;
-	struct sent *sent;
-	int place = place_of(u, who);
-
-	if (place < 0 || atomic_load(&u->peers[place].blocks) >= UPLOAD_BLOCKS ||
-	    atomic_load(&u->bytes) >= UPLOAD_BYTES)
-		return NULL;
-	sent = malloc(sizeof(*sent));
-	if (!sent)
-		return NULL;
-	*sent = (struct sent){ u, (unsigned int)place, len };
-	atomic_fetch_add(&u->refs, 1);
-	atomic_fetch_add(&u->bytes, len);
-	atomic_fetch_add(&u->peers[place].blocks, 1);
-	return sent;
+	serving_sent(hint);
 }
 
 /* ---- replies, on the server's thread ---- */
@@ -142,7 +68,7 @@ static void upload_free(struct upload *up)
 	for (i = 0; i < up->nr; i++) {
 		free(up->pieces[i].data);
 		if (up->pieces[i].sent)
-			sent_free(up->pieces[i].sent);
+			serving_sent(up->pieces[i].sent);
 	}
 	free(up->redirected);
 	free(up);
@@ -287,18 +213,14 @@ static void find_piece(struct agent *a, struct piece *p)
 {
 	const void *data;
 
-	if (agent_find_slot(a, &p->fp, &p->slot, &p->seq))
+	p->r = serving_find(a, &p->fp, &p->slot, &p->seq, &data, &p->len);
+	if (!data)
 		return;
-	if (!agent_is_getting(a, &p->fp, &data, &p->len)) {
-		p->r = -ENOENT;
-		return;
-	}
-	/* It has come, and matched, and is just being written. */
-	p->data = data ? malloc(p->len) : NULL;
+	p->data = malloc(p->len);
 	if (p->data)
 		memcpy(p->data, data, p->len);
 	else
-		p->r = -EINPROGRESS;
+		p->r = -EBUSY;
 }
 
 static void find_slots(struct work *w)
@@ -323,31 +245,27 @@ static void find_slots(struct work *w)
 
 /* ---- requests, on the server's thread ---- */
 
-/* Busy: to those that asked before, or nowhere. */
-static void send_elsewhere(struct peer_server *s, struct upload *up, struct piece *p,
-			   const struct peer_address *from)
+static void ask_serving(struct peer_server *s, struct upload *up, struct piece *p,
+			const struct peer_address *from)
 {
 	const struct peer_address *names[REDIRECT_NAMES];
-	size_t n = 0;
+	size_t n;
 
-	p->r = -EBUSY;
-	if (!from)
+	p->r = serving_ask(s->serving, net_request_peer(up->req), from, &p->fp,
+			   1U << BLOCK_SHIFT_DEFAULT, clock_mono_ns(), &p->sent, names, &n);
+	if (p->r != -EREMOTE)
 		return;
 	if (!up->redirected)
 		up->redirected = calloc(1, sizeof(*up->redirected));
-	if (up->redirected) {
-		n = redirect_ask(s->redirect, &p->fp, from, false, 0, clock_mono_ns(), names);
-		n = redirected_add(up->redirected, names, n, p->named);
-	}
-	p->nr_named = (uint8_t)n;
-	if (n)
-		p->r = -EREMOTE;
+	if (up->redirected)
+		p->nr_named = (uint8_t)redirected_add(up->redirected, names, n, p->named);
+	if (!p->nr_named)
+		p->r = -EBUSY;
 }
 
 static void handle_get(struct peer_server *s, struct net_request *req)
 {
 	const Vmdedup__PeerGet *get = net_request_header(req)->peer_get;
-	const struct peer_address *names[REDIRECT_NAMES];
 	size_t nr = get->fingerprints.len / FP_SIZE, i;
 	struct peer_address from;
 	struct upload *up;
@@ -363,7 +281,8 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 		net_reply_error(req, ENOMEM, "out of memory");
 		return;
 	}
-	known = !peer_address_take(get->from, &from);
+	known = !peer_address_take(get->from, &from) &&
+		peer_address_is_of(&from, net_request_key(req));
 	up->work.done = find_slots;
 	up->server = s;
 	up->req = req;
@@ -372,11 +291,7 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 		struct piece *p = &up->pieces[i];
 
 		memcpy(p->fp.b, get->fingerprints.data + i * FP_SIZE, FP_SIZE);
-		p->sent = admit(s, net_request_peer(req), 1U << BLOCK_SHIFT_DEFAULT);
-		if (!p->sent)
-			send_elsewhere(s, up, p, known ? &from : NULL);
-		else if (known)
-			redirect_ask(s->redirect, &p->fp, &from, true, 0, clock_mono_ns(), names);
+		ask_serving(s, up, p, known ? &from : NULL);
 	}
 	loop_post(s->params.loop, &up->work);
 }
@@ -416,7 +331,7 @@ static void send_filter(struct peer_server *s, struct net_request *req,
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
 	size_t nr = 0, at, i;
 
-	for (at = 0; at < a->packed_len && nr < PROTO_MAX_FRAMES; at += FILTER_FRAME)
+	for (at = 0; a->packed && at < a->packed_len && nr < PROTO_MAX_FRAMES; at += FILTER_FRAME)
 		frames[nr++] = (struct net_frame){
 			.data = (const uint8_t *)a->packed + at,
 			.len = MIN(FILTER_FRAME, a->packed_len - at),
@@ -433,11 +348,12 @@ static void send_filter(struct peer_server *s, struct net_request *req,
 	body.hashes = FILTER_HASHES;
 	body.full = a->full;
 	body.blocks = a->blocks;
+	body.too_large = a->packed ? 0 : a->packed_len;
 	reply.body_case = VMDEDUP__REPLY__BODY_PEER_FILTER_GET;
 	reply.peer_filter_get = &body;
 	net_reply_send(req, &reply, frames, nr);
 	pthread_mutex_lock(&s->lock);
-	s->stats.filter_bytes += a->packed_len;
+	s->stats.filter_bytes += a->packed ? a->packed_len : 0;
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -448,11 +364,13 @@ static void handle_filter(struct peer_server *s, struct net_request *req)
 	struct peer_address from;
 	int r;
 
-	if (!peer_address_take(get->from, &from))
+	if (!peer_address_take(get->from, &from) && peer_address_is_of(&from, net_request_key(req)))
 		getter_met(s->params.getter, &from);
-	r = host_filter_answer(s->params.filter, get->generation, get->additions, &a);
-	if (r) {
-		net_reply_error(req, -r, "there is no filter yet");
+	r = host_filter_answer(s->params.filter, clock_mono_ns(), get->generation, get->additions,
+			       get->max_bytes, &a);
+	if (r && r != -EFBIG) {
+		net_reply_error(req, -r, r == -EDQUOT ? "the filters of this hour have been given out" :
+				"there is no filter yet");
 		return;
 	}
 	send_filter(s, req, &a);
@@ -503,12 +421,9 @@ struct peer_server *peer_server_new(struct net_ctx *net, const char *endpoint, s
 	pthread_mutex_init(&s->lock, NULL);
 	s->last_done = &s->done;
 	s->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	s->uploads = calloc(1, sizeof(*s->uploads));
-	s->redirect = redirect_new(REDIRECT_BLOCKS);
-	if (s->uploads)
-		atomic_init(&s->uploads->refs, 1);
+	s->serving = serving_new();
 	s->server = net_server_new(net, "agent", NULL, &server_ops, s, 0, err);
-	if (s->done_fd < 0 || !s->uploads || !s->redirect || !s->server ||
+	if (s->done_fd < 0 || !s->serving || !s->server ||
 	    net_server_watch(s->server, s->done_fd, on_done, s)) {
 		error_set(err, -ENOMEM, "out of memory");
 		goto free_server;
@@ -570,9 +485,7 @@ void peer_server_free(struct peer_server *s)
 	}
 	if (s->server)
 		net_server_free(s->server);
-	if (s->uploads)
-		uploads_put(s->uploads);
-	redirect_free(s->redirect);
+	serving_free(s->serving);
 	if (s->done_fd >= 0)
 		close(s->done_fd);
 	pthread_mutex_destroy(&s->lock);

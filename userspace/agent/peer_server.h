@@ -4,8 +4,8 @@
  *
  * Nobody waits: a block that is not here is ENOENT at once, one on its way here EINPROGRESS. After
  * reading a slot its sequence is looked at again: what was evicted meanwhile is not sent. Whoever
- * asks for more than its share, or when too much is on its way out, is told who asked before (data/
- * redirect.h), or EBUSY.
+ * asks for more than its share, or when too much is on its way out, is told who asked before, or EBUSY
+ * (serving.h).
  *
  * A request goes from the server's thread to the loop (which knows the index), to a thread that
  * reads slots, and back.
@@ -19,12 +19,10 @@
 #include "agent/host_filter.h"
 #include "agent/loop.h"
 #include "agent/nodes.h"
+#include "agent/serving.h"
 #include "net/net.h"
 
-#define UPLOAD_BLOCKS	128		/* on their way to one peer */
-#define UPLOAD_BYTES	(128ULL << 20)	/* to all */
-#define UPLOAD_PEERS	256		/* that are sent something at a time */
-#define UPLOAD_REQUEST	64		/* blocks of one request */
+#define UPLOAD_REQUEST 64 /* blocks of one request */
 
 struct peer_server;
 /* Listens on @endpoint (tcp://ADDRESS:PORT, * for a free one); serves when it is started. */

@@ -39,6 +39,7 @@ static const struct key {
 	{ "agent", "cache_file_size", SIZE, offsetof(struct config, cache_file_size) },
 	{ "agent", "listen", ENDPOINT, offsetof(struct config, agent_listen) },
 	{ "agent", "endpoint", ENDPOINT, offsetof(struct config, agent_endpoint) },
+	{ "agent", "filter_budget", SIZE, offsetof(struct config, filter_budget) },
 	{ "agent", "push_age", SECONDS, offsetof(struct config, push_age_s) },
 	{ "agent", "push_bytes", SIZE, offsetof(struct config, push_bytes) },
 	{ "curve", "secret", PATH, offsetof(struct config, curve_secret) },
@@ -269,6 +270,9 @@ static int check(const struct config *c, const char *path, struct error *err)
 	if (c->cache && c->cache_file)
 		return error_set(err, -EINVAL,
 				 "%s: [agent] has both cache and cache_file: keep one", path);
+	if (c->filter_budget && c->filter_budget < 1 << 20)
+		return error_set(err, -EINVAL, "%s: [agent] filter_budget is 0, for none, or at "
+				 "least 1M", path);
 	if (c->cache_file && !c->cache_file_size)
 		return error_set(err, -EINVAL, "%s: [agent] cache_file needs a cache_file_size",
 				 path);
@@ -286,6 +290,7 @@ int config_load(struct config *c, const char *path, struct error *err)
 	c->data_repair_rate = 100 << 20;
 	c->data_scrub_rate = 16 << 20;
 	c->data_scrub_every_s = 604800;
+	c->filter_budget = 1 << 30;
 	c->push_age_s = 300;
 	c->push_bytes = 256 << 20;
 	if (!path)

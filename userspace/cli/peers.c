@@ -42,6 +42,7 @@ static void print_json(const Vmdedup__PeerListReply *l)
 			    "refused", (json_int_t)l->refused,
 			    "filter_bytes_in", (json_int_t)l->filter_bytes_in,
 			    "filter_bytes_out", (json_int_t)l->filter_bytes_out,
+			    "filter_budget", (json_int_t)l->filter_budget,
 			    "filter_memory", (json_int_t)l->filter_memory,
 			    "peer_gets", (json_int_t)l->peer_gets, "hedges", (json_int_t)l->hedges));
 }
@@ -76,7 +77,7 @@ static void print_text(const Vmdedup__PeerListReply *l)
 	static const char *const heads[] = { "<PEER", "<STATE", "BLOCKS", "BYTES", "LATENCY",
 					     "FAILED", "LIES", "FILTER", "HAS", "HITS", "FALSE" };
 	struct table *t = table_new(heads, ARRAY_SIZE(heads));
-	char a[32], b[32], c[32];
+	char a[32], b[32], c[32], d[32];
 	size_t i;
 
 	if (*l->endpoint)
@@ -86,9 +87,10 @@ static void print_text(const Vmdedup__PeerListReply *l)
 		       (unsigned long long)l->refused);
 	else
 		printf("serves     no peers: [agent] listen is not set\n");
-	printf("filters    %s received, %s sent, %s of memory, up to %llu peers\n",
+	printf("filters    %s received, %s sent, %s an hour allowed, %s of memory, up to %llu peers\n",
 	       size_to_text(l->filter_bytes_in, a), size_to_text(l->filter_bytes_out, b),
-	       size_to_text(l->filter_memory, c), (unsigned long long)l->max_peers);
+	       size_to_text(l->filter_budget, d), size_to_text(l->filter_memory, c),
+	       (unsigned long long)l->max_peers);
 	printf("asked for  %llu blocks; %llu hedged\n\n", (unsigned long long)l->peer_gets,
 	       (unsigned long long)l->hedges);
 	for (i = 0; i < l->n_peers; i++)

@@ -224,7 +224,8 @@ static void redirect_some(struct data_server *s, struct job *job, const Vmdedup_
 	struct peer_address from;
 	size_t i, n;
 
-	if (peer_address_take(get->from, &from))
+	if (peer_address_take(get->from, &from) ||
+	    !peer_address_is_of(&from, net_request_key(job->req)))
 		return;
 	job->redirected = calloc(1, sizeof(*job->redirected));
 	job->named = calloc(job->nr, sizeof(*job->named));

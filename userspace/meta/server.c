@@ -8,6 +8,7 @@
 #include "meta/governor.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "proto/peer_address.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -58,11 +59,29 @@ static void run_batch(void *ctx)
 	arena_free(&s->arena);
 }
 
+/* What the meta server says of a peer's key is believed. */
+static bool speaks_for_itself(const struct net_request *req)
+{
+	const Vmdedup__Request *header = net_request_header(req);
+	struct peer_address address;
+
+	return header->body_case != VMDEDUP__REQUEST__BODY_PEER_ANNOUNCE ||
+	       peer_address_take(header->peer_announce->address, &address) ||
+	       peer_address_is_of(&address, net_request_key(req));
+}
+
 static void handle(void *ctx, struct net_request *req)
 {
 	struct meta_server *s = ctx;
 	size_t i, n = net_request_nr_frames(req);
-	struct meta_bytes *frames = arena_alloc(&s->arena, (n + 1) * sizeof(*frames));
+	struct meta_bytes *frames;
+
+	if (!speaks_for_itself(req)) {
+		net_reply_error(req, EACCES, "an agent announces itself, with the key by which it "
+				"is connected, and nobody else");
+		return;
+	}
+	frames = arena_alloc(&s->arena, (n + 1) * sizeof(*frames));
 
 	if (!frames) {
 		net_reply_error(req, ENOMEM, "the meta server is out of memory");

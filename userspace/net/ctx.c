@@ -93,6 +93,13 @@ const uint8_t *net_ctx_public_key(const struct net_ctx *ctx)
 	return ctx->has_key ? ctx->public_key : NULL;
 }
 
+bool net_ctx_knows_key(struct net_ctx *ctx, const uint8_t *key)
+{
+	if (!ctx->has_key)
+		return !key;
+	return key && ctx->zap && zap_knows(ctx->zap, key);
+}
+
 int net_endpoint_transport(const char *endpoint, enum net_transport *transport, struct error *err)
 {
 	static const char *const schemes[] = {

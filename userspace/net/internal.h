@@ -46,6 +46,7 @@ int net_socket_init(void *socket, const char *endpoint, enum net_transport trans
 
 /* ---- who may connect (net/zap.c) ---- */
 struct zap *zap_start(void *zmq, const char *clients_dir, struct error *err);
+bool zap_knows(struct zap *z, const uint8_t key[32]); /* any thread */
 void zap_stop(struct zap *zap);
 
 /* ---- messages (net/message.c) ---- */

@@ -24,6 +24,9 @@ struct net_ctx *net_ctx_new(const char *curve_secret_file, const char *clients_d
 			    struct error *err);
 void net_ctx_free(struct net_ctx *ctx); /* closes all; sockets must be gone */
 const uint8_t *net_ctx_public_key(const struct net_ctx *ctx); /* 32 bytes, or NULL: no keys */
+/* The key (32 bytes, or NULL: none) is one that may connect to this process's servers; without keys
+ * of its own, no key is. Any thread. */
+bool net_ctx_knows_key(struct net_ctx *ctx, const uint8_t *key);
 
 /* A payload frame to send. With @free_fn the frame is sent without a copy, and @free_fn(data,
  * hint) runs (on any thread) when ZeroMQ is done with it; without, the bytes are copied. */
@@ -127,6 +130,8 @@ const Vmdedup__Request *net_request_header(const struct net_request *req);
 size_t net_request_nr_frames(const struct net_request *req);
 const void *net_request_frame(const struct net_request *req, size_t n, size_t *len);
 const char *net_request_peer(const struct net_request *req); /* for logs */
+/* The CURVE key by which whoever asks is connected, 32 bytes; NULL: a connection without keys. */
+const uint8_t *net_request_key(const struct net_request *req);
 /* Fill @reply's body; id and payload_frames are filled in. Frees @req. */
 void net_reply_send(struct net_request *req, Vmdedup__Reply *reply, const struct net_frame *frames,
 		    size_t nr_frames);

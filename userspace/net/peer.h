@@ -25,6 +25,8 @@ struct peer {
 	TAILQ_ENTRY(peer) lru;
 	unsigned int socket;
 	bool said_hello;
+	bool has_key;
+	uint8_t key[32]; /* that it has proved to have */
 	char text[200]; /* for logs */
 	size_t id_len;
 	uint8_t id[];

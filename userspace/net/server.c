@@ -296,6 +296,11 @@ const char *net_request_peer(const struct net_request *req)
 	return req->peer->text;
 }
 
+const uint8_t *net_request_key(const struct net_request *req)
+{
+	return req->peer->has_key ? req->peer->key : NULL;
+}
+
 /* ---- receiving ---- */
 
 static void name_peer(struct peer *p, const Vmdedup__Hello *hello, zmq_msg_t *msg)
@@ -305,6 +310,7 @@ static void name_peer(struct peer *p, const Vmdedup__Hello *hello, zmq_msg_t *ms
 
 	snprintf(p->text, sizeof(p->text), "%.16s %.64s%s%.64s%s%.40s", hello->role, hello->name,
 		 address ? " at " : "", address ?: "", key && *key ? " key " : "", key ?: "");
+	p->has_key = key && strlen(key) == 40 && zmq_z85_decode(p->key, key);
 }
 
 /* Answers a HELLO; a peer that may stay has said it from then on. */

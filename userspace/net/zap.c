@@ -24,6 +24,7 @@ enum { ZAP_VERSION, ZAP_ID, ZAP_DOMAIN, ZAP_ADDRESS, ZAP_IDENTITY, ZAP_MECHANISM
 
 struct zap {
 	void *socket;
+	pthread_mutex_t lock; /* guards @certs */
 	zcertstore_t *certs;
 	int stop_fd;
 	pthread_t thread;
@@ -45,6 +46,23 @@ static const char *part_text(const zmq_msg_t *part, char *buf, size_t size)
 	return buf;
 }
 
+static bool knows(struct zap *z, const char *key)
+{
+	bool known;
+
+	pthread_mutex_lock(&z->lock);
+	known = zcertstore_lookup(z->certs, key);
+	pthread_mutex_unlock(&z->lock);
+	return known;
+}
+
+bool zap_knows(struct zap *z, const uint8_t key[32])
+{
+	char text[41];
+
+	return zmq_z85_encode(text, key, 32) && knows(z, text);
+}
+
 static bool is_allowed(struct zap *z, const struct net_parts *p, char key[41])
 {
 	char address[64];
@@ -54,7 +72,7 @@ static bool is_allowed(struct zap *z, const struct net_parts *p, char key[41])
 	    !part_is(&p->msgs[ZAP_MECHANISM], "CURVE") || zmq_msg_size(&p->msgs[ZAP_KEY]) != 32)
 		return false;
 	zmq_z85_encode(key, zmq_msg_data(&p->msgs[ZAP_KEY]), 32);
-	if (zcertstore_lookup(z->certs, key))
+	if (knows(z, key))
 		return true;
 	log_warn("refused a connection from %s: its public key %s is not in the folder of "
 		 "[curve] clients",
@@ -129,6 +147,7 @@ struct zap *zap_start(void *zmq, const char *clients_dir, struct error *err)
 	z = calloc(1, sizeof(*z));
 	if (!z)
 		goto out_of_memory;
+	pthread_mutex_init(&z->lock, NULL);
 	z->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	z->certs = zcertstore_new(clients_dir);
 	z->socket = zmq_socket(zmq, ZMQ_REP);
@@ -161,6 +180,7 @@ void zap_stop(struct zap *z)
 	pthread_join(z->thread, NULL);
 	zmq_close(z->socket);
 	zcertstore_destroy(&z->certs);
+	pthread_mutex_destroy(&z->lock);
 	close(z->stop_fd);
 	free(z);
 }

@@ -29,6 +29,11 @@ void peer_address_give(const struct peer_address *a, Vmdedup__PeerAddress *out)
 		out->curve_key = (ProtobufCBinaryData){ sizeof(a->key), (uint8_t *)a->key };
 }
 
+bool peer_address_is_of(const struct peer_address *a, const uint8_t *key)
+{
+	return !key || (a->has_key && !memcmp(a->key, key, sizeof(a->key)));
+}
+
 bool peer_address_equal(const struct peer_address *a, const struct peer_address *b)
 {
 	return a->has_key == b->has_key && !strcmp(a->endpoint, b->endpoint) &&

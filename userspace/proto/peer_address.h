@@ -19,6 +19,9 @@ struct peer_address {
 int peer_address_take(const Vmdedup__PeerAddress *in, struct peer_address *out);
 /* @out points into @a. */
 void peer_address_give(const struct peer_address *a, Vmdedup__PeerAddress *out);
+/* Whoever is connected by @key (NULL: a local connection, or one without keys) may say that it is at @a:
+ * only the owner of a key may. */
+bool peer_address_is_of(const struct peer_address *a, const uint8_t *key);
 bool peer_address_equal(const struct peer_address *a, const struct peer_address *b);
 
 #endif

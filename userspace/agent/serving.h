@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What a host serves its peers, and what it refuses: a share for each, and a bound for all. Whoever
+ * asks for more is told who asked before (data/redirect.h), or that the host is busy. Pure, driven by
+ * peer_server.c and by simulations; serving_ask() is one thread's, serving_sent() any thread's.
+ */
+#ifndef VMDEDUP_AGENT_SERVING_H
+#define VMDEDUP_AGENT_SERVING_H
+
+#include "agent/core.h"
+#include "data/redirect.h"
+
+#define UPLOAD_BLOCKS 128		/* on their way to one peer */
+#define UPLOAD_BYTES  (128ULL << 20)	/* to all */
+#define UPLOAD_PEERS  256		/* that are sent something at a time */
+
+struct serving;
+struct sent; /* a block on its way out */
+
+struct serving *serving_new(void); /* NULL: no memory */
+void serving_free(struct serving *s); /* blocks may still be on their way */
+
+/*
+ * @who (a name for the connection) asks for @fp, of @len bytes; @from: where it serves peers itself,
+ * or NULL. 0: it may be sent: *@sent, to be given to serving_sent() once, when the bytes have gone or
+ * there are none. -EREMOTE: @names[0..*nr], good until the next call, have asked before. -EBUSY.
+ */
+int serving_ask(struct serving *s, const char *who, const struct peer_address *from,
+		const struct fp *fp, size_t len, uint64_t now_ns, struct sent **sent,
+		const struct peer_address *names[REDIRECT_NAMES], size_t *nr);
+void serving_sent(struct sent *sent);
+
+/* Where @fp is: 0: in *@slot, in the life *@seq of it; or, with *@data, in memory, good until the core is
+ * called again. -EINPROGRESS: on its way here. -ENOENT. On the core's thread. */
+int serving_find(struct agent *a, const struct fp *fp, uint64_t *slot, uint64_t *seq,
+		 const void **data, size_t *len);
+
+#endif
