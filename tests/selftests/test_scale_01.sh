@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # timeout: 600
 #
-# Sizes: every block size, volumes of 64 TiB, and a cache of 1 TiB.
+# Sizes: every block size, volumes of 64 TiB, a cache of 1 TiB, and hundreds of volumes on two caches.
 
 . "${0%/*}/test_common.sh"
 . "${0%/*}/kernel_common.sh"
@@ -120,10 +120,177 @@ cache_of_1_tib() {
 	cmp $vol "$TEST_TMP/img"
 }
 
+# Hundreds of volumes, half of them on each of two caches. Each image is two blocks of 64 KiB, and all
+# of its text says which it is.
+nr_volumes=104
+
+# many_text I PART: sets $text to the 4 KiB with which that volume begins, as PART says
+many_text() {
+	printf -v text '%4091s %04d' "$2" "$1"
+}
+
+many_images() {
+	local k=$1 i text
+	images=()
+	mkdir "$TEST_TMP/many$k"
+	for ((i = 0; i < nr_volumes; i++)); do
+		many_text "$i" "image on $k"
+		printf '%s%s%122880s' "$text" "$text" "$i" >"$TEST_TMP/many$k/$i"
+		images+=("m$i=$TEST_TMP/many$k/$i")
+	done
+}
+
+# many_create K: all volumes of a cache in one go
+many_create() {
+	local k=$1 i table=()
+	for ((i = 0; i < nr_volumes; i++)); do
+		table+=("many$k.$i,,,rw,0 256 dedup /dev/mapper/cache$k m$i")
+	done
+	local IFS=';'
+	dmsetup create --concise "${table[*]}"
+}
+
+many_names() {
+	local i
+	for ((i = 0; i < nr_volumes; i++)); do
+		echo "many$1.$i"
+	done
+}
+
+many_remove() {
+	many_names "$1" | xargs dmsetup remove --retry
+}
+
+many_write() {
+	local i text
+	for ((i = 0; i < nr_volumes; i++)); do
+		many_text "$i" "$2 on $1"
+		printf %s "$text" >"/dev/mapper/many$1.$i"
+	done
+}
+
+# What was written lies over the image's.
+many_verify() {
+	local i text got
+	for ((i = 0; i < nr_volumes; i++)); do
+		IFS= read -r -N 8192 got <"/dev/mapper/many$1.$i"
+		many_text "$i" "$2 on $1"
+		[ "${got:0:4096}" = "$text" ] || fail "volume $i of cache $1 has not what was written"
+		many_text "$i" "image on $1"
+		[ "${got:4096}" = "$text" ] || fail "volume $i of cache $1 has not its image's content"
+	done
+}
+
+# both COMMAND [ARGUMENT...]: on both caches at once
+both() {
+	local pids=() p k
+	for k in 0 1; do
+		"$1" "$k" "${@:2}" &
+		pids+=($!)
+	done
+	for p in "${pids[@]}"; do
+		wait "$p"
+	done
+}
+
+# What is left when the case ends early: readers wait for agents that are dead.
+many_gone() {
+	local k
+	for k in 0 1; do
+		dmsetup message cache$k 0 fail_parked 2>/dev/null
+		many_names $k | xargs dmsetup remove --retry --force 2>/dev/null
+	done
+}
+
+waits_in_each() {
+	[ "$(cache_status cache0 waiting)" = "$1" ] && [ "$(cache_status cache1 waiting)" = "$1" ]
+}
+
+many_volumes() {
+	local k i disks=() uuids=() sockets=() agents=() images readers
+	for k in 0 1; do
+		disks+=("$(make_disk 64)")
+		format_cache "${disks[k]}" --block-size 65536
+		open_cache cache$k "${disks[k]}"
+		many_images $k
+		start_agent -z "${images[@]}"
+		sockets+=("$socket") agents+=("$agent_pid") uuids+=("$uuid")
+	done
+	cleanup_fn many_gone
+	both many_create
+	[ "$(cache_status cache0 volumes)" = $nr_volumes ]
+	[ "$(cache_status cache1 volumes)" = $nr_volumes ]
+	both many_write first
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	both many_verify first
+	[ "$(cache_status cache0 dirty)" = $nr_volumes ]
+	# Some are pushed, some are cut and written again, some lose their device; both caches alike.
+	for k in 0 1; do
+		socket=${sockets[k]}
+		for i in 0 7 63 103; do
+			agent push m$i
+			agent cut m$((i / 2 + 30))
+		done >/dev/null
+		dmsetup suspend --noflush many$k.5
+		dmsetup resume many$k.5
+		[ "$(cache_status cache$k dirty)" = $((nr_volumes - 4)) ]
+	done
+	both many_write second
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	both many_verify second
+	both many_remove
+	for k in 0 1; do
+		stop "${agents[k]}"
+		dmsetup remove --retry cache$k
+		dmsetup create cache$k --table "0 $(sectors "${disks[k]}") dedup-cache ${disks[k]}"
+		[ "$(cache_status cache$k volumes)" = $nr_volumes ]
+	done
+	# Without agents: their records are enough.
+	both many_create
+	for k in 0 1; do
+		cache=/dev/mapper/cache$k uuid=${uuids[k]}
+		many_images_again $k
+		start_agent -z "${images[@]}"
+		agents[k]=$agent_pid
+	done
+	both many_verify second
+	# Reads of what is not here wait when the agents die; they end with the devices.
+	readers=()
+	for k in 0 1; do
+		stop "${agents[k]}"
+		for ((i = 0; i < nr_volumes; i += 26)); do
+			start dd if=/dev/mapper/many$k.$i of=/dev/null bs=4k skip=16 count=1 iflag=direct status=none 2>/dev/null
+			readers+=("$pid")
+		done
+	done
+	cleanup_fn many_gone
+	wait_until 20 waits_in_each $((nr_volumes / 26))
+	for k in 0 1; do
+		# (It says how often it tried while the reader was on its way out.)
+		many_names $k | xargs dmsetup remove --retry --force 2>/dev/null
+		dmsetup remove --retry cache$k
+	done
+	for i in "${readers[@]}"; do
+		ended_badly "$i"
+	done
+	expect_error . dmsetup info cache0
+}
+
+many_images_again() {
+	local i
+	images=()
+	for ((i = 0; i < nr_volumes; i++)); do
+		images+=("m$i=$TEST_TMP/many$1/$i")
+	done
+}
+
 for bs in 4096 65536 262144 1048576; do
 	run_case "blocks of $bs bytes" block_size $bs
 done
 run_case "a volume of 64 TiB in blocks of 4 KiB" huge_volume 4096
 run_case "a volume of 64 TiB in blocks of 256 KiB" huge_volume 262144
 run_case "1 TiB of cache in 256 MiB of memory" cache_of_1_tib
+run_case "hundreds of volumes on two caches" many_volumes
 finish
