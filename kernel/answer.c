@@ -263,7 +263,8 @@ static int publish_reserve(struct volume *vol, const struct dm_dedup_publish *e,
 	int r;
 
 	spin_lock(&c->lock);
-	r = c->error ?: answer_check(vol, e->cookie, e->block, e->root);
+	/* The check first: whoever repeats an answer that got EIO is told that nobody waits for it. */
+	r = answer_check(vol, e->cookie, e->block, e->root) ?: c->error;
 	if (!r) {
 		*slot = slot_alloc(c, SLOT_FILLING, publish_hint(vol, e->block));
 		if (*slot == DEDUP_NO_SLOT)
@@ -340,8 +341,11 @@ static void publish_finish(struct publish_io *io)
 	struct answer answer;
 
 	wait_for_completion_io(&io->done);
-	if (io->bio->bi_status)
+	if (io->bio->bi_status) {
+		if (slot_write_failed(io->bio->bi_status))
+			slots_bad(c, io->slot, 1);
 		health_suspect(c);
+	}
 	bio_list_init(&answer.bios);
 	spin_lock(&c->lock);
 	io->e->result = publish_apply(vol, io, &answer);

@@ -78,7 +78,9 @@ enum slot_state {
 	NR_SLOT_STATES
 };
 
-#define SLOT_PENDING	1	/* slot.flags: on the list of changes; under change_lock */
+/* slot.flags, under change_lock */
+#define SLOT_PENDING	1	/* on the list of changes */
+#define SLOT_BAD	2	/* could not be written: once it is free it is not used again */
 
 /*
  * struct slot - one slot in memory; there is one for each, so every byte counts
@@ -395,6 +397,8 @@ struct cache {
 	struct bio_list commit_bios;
 	enum cache_mode mode;		/* written by @health_work */
 	bool suspect;			/* an I/O has failed since @health_work looked */
+	u32 nr_bad;			/* slots that could not be written; change_lock */
+	u32 bad_seen;			/* of these, what @health_work knows of */
 	bool closing;			/* nothing new is begun by the workers */
 
 	wait_queue_head_t slot_wait;
@@ -469,6 +473,8 @@ void slot_unalloc(struct cache *c, u32 n);
 void slot_set_state(struct cache *c, u32 n, enum slot_state state);
 void slot_free(struct cache *c, u32 n);
 void slot_make_clean(struct cache *c, u32 n, const u8 *fp);
+bool slot_write_failed(blk_status_t status);
+void slots_bad(struct cache *c, u32 n, u32 count);
 bool slot_set_pending(struct cache *c, u32 n, struct volume *vol);
 void changes_kick(struct cache *c);
 void slot_changed(struct cache *c, u32 n, struct volume *vol);

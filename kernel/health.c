@@ -4,13 +4,18 @@
  *
  *	mode    because                              reads               writes   commits
  *	rw                                           all                 all      all
- *	ro      an append to the journal failed      what is on the      fail     fail
- *	                                             disk, and what the
- *	                                             agent can MAP
+ *	ro      an append to the journal failed,     what is on the      fail     fail; not the
+ *	        or writes to more slots than the     disk, and what the           agent's if only
+ *	        reserve has                          agent can MAP                slots are bad
  *	failed  the superblock cannot be read, too   fail                fail     fail
  *
- * A device-mapper event of the cache's device tells of each step. Nobody waits for what cannot
- * come any more: parked I/O fails when the disk has failed, and in mode ro when there is no agent.
+ * A write to a slot that fails is its writer's trouble; but the slot is not used again, and the
+ * journal is written to see whether the disk still takes anything. (Nothing else might: what did not
+ * get written leaves no record.)
+ *
+ * A device-mapper event of the cache's device tells of each step, and of slots that have become bad.
+ * Nobody waits for what cannot come any more: parked I/O fails when the disk has failed, and in
+ * mode ro when there is no agent.
  */
 #include "dedup.h"
 #include "trace.h"
@@ -40,19 +45,62 @@ bool health_is_hopeless(struct cache *c)
 	       (READ_ONCE(c->error) && !channel_has_agent(c->channel));
 }
 
+static void health_event(struct cache *c)
+{
+	mutex_lock(&c->mutex);
+	if (c->table)
+		dm_table_event(c->table);
+	mutex_unlock(&c->mutex);
+}
+
 static void health_set_mode(struct cache *c, enum cache_mode mode)
 {
 	WRITE_ONCE(c->mode, mode);
 	trace_dedup_mode(c, mode_names[mode]);
 	if (mode == CACHE_FAILED)
 		DMERR("the cache's disk cannot be read or written any more: all I/O fails");
-	else
+	else if (dedup_store_error(c->store))
 		DMERR("the cache's metadata cannot be written any more (error %d): no more writes",
 		      c->error);
+	else
+		DMERR("%u slots could not be written: no more writes, but a push is possible",
+		      READ_ONCE(c->nr_bad));
+	health_event(c);
+}
+
+/* Writes the record of some volume once more: as it is, so that it does not matter which. */
+static void health_append(struct cache *c)
+{
+	struct volume *vol;
+
 	mutex_lock(&c->mutex);
-	if (c->table)
-		dm_table_event(c->table);
+	list_for_each_entry(vol, &c->volumes, list) {
+		bool found;
+
+		spin_lock(&c->lock);
+		found = vol->rec.id;
+		if (found)
+			volume_changed(vol);
+		spin_unlock(&c->lock);
+		if (found)
+			break;
+	}
 	mutex_unlock(&c->mutex);
+	/* If that fails, cache_committed() sets the error, and the space worker has us look again. */
+	dedup_store_sync(c->store);
+}
+
+/* Have more slots become bad? Then there may be more than bad slots. */
+static void health_look_at_slots(struct cache *c)
+{
+	u32 bad = READ_ONCE(c->nr_bad);
+
+	if (bad == c->bad_seen || READ_ONCE(c->error))
+		return;
+	DMERR("%u slots could not be written; they are not used again", bad - c->bad_seen);
+	c->bad_seen = bad;
+	health_event(c);
+	health_append(c);
 }
 
 /* Ends everything that waits, in all volumes. */
@@ -80,8 +128,10 @@ void health_work(struct work_struct *work)
 		if (!c->error)
 			WRITE_ONCE(c->error, -EIO);
 		spin_unlock_irq(&c->change_lock);
-	} else if (READ_ONCE(c->error)) {
-		mode = CACHE_RO;
+	} else {
+		health_look_at_slots(c);
+		if (READ_ONCE(c->error))
+			mode = CACHE_RO;
 	}
 	if (mode > c->mode)
 		health_set_mode(c, mode);

@@ -162,8 +162,11 @@ void slot_unalloc(struct cache *c, u32 n)
 	lockdep_assert_held(&c->lock);
 	slot_set_state(c, n, SLOT_FREE);
 	memset(s->fp, 0, sizeof(s->fp));
-	if (s->gen == ENTRY_GEN_MAX) {
-		/* Another use could not be told from the first one. */
+	/*
+	 * Of the last generation another use could not be told from the first one. Nobody sets
+	 * SLOT_BAD any more: whoever wrote to the slot has gone.
+	 */
+	if (s->gen == ENTRY_GEN_MAX || (READ_ONCE(s->flags) & SLOT_BAD)) {
 		c->nr_retired++;
 		return;
 	}
@@ -201,6 +204,36 @@ void slot_make_clean(struct cache *c, u32 n, const u8 *fp)
 	memcpy(s->fp, fp, sizeof(s->fp));
 	slot_set_state(c, n, SLOT_CLEAN);
 	slot_changed(c, n, NULL);
+}
+
+/* Is it the slots' fault? Not if the disk was busy, cannot do it at all, or its link was down. */
+bool slot_write_failed(blk_status_t status)
+{
+	return status == BLK_STS_IOERR || status == BLK_STS_MEDIUM || status == BLK_STS_TARGET ||
+	       status == BLK_STS_NOSPC;
+}
+
+/*
+ * A write to these slots has failed. Any context; the writer's reference, or his FILLING slot, keeps
+ * them from slot_unalloc().
+ */
+void slots_bad(struct cache *c, u32 n, u32 count)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&c->change_lock, flags);
+	for (; count; count--, n++) {
+		struct slot *s = &c->slots[n];
+
+		if (s->flags & SLOT_BAD)
+			continue;
+		s->flags |= SLOT_BAD;
+		WRITE_ONCE(c->nr_bad, c->nr_bad + 1);
+	}
+	/* No more writes, or all slots might go this way before somebody looks: see health.c. */
+	if (c->nr_bad > c->reserve && !c->error)
+		WRITE_ONCE(c->error, -EIO);
+	spin_unlock_irqrestore(&c->change_lock, flags);
 }
 
 /* Takes what is durably FREE back into the pool. Sleeps until its readers have gone. */

@@ -165,9 +165,9 @@ static unsigned int emit_cache(struct cache *c, char *result, unsigned int maxle
 	       c->info->cache_uuid, cache_mode_name(c), channel_has_agent(c->channel),
 	       c->block_sectors << SECTOR_SHIFT, c->nr_slots, now.state[SLOT_FREE], now.pool,
 	       now.state[SLOT_FILLING], now.state[SLOT_CLEAN], now.state[SLOT_DIRTY]);
-	DMEMIT(" zero=%u freeing=%u retired=%u reserve=%u volumes=%u waiting=%u",
-	       READ_ONCE(c->nr_zero), now.state[SLOT_FREEING], c->nr_retired, c->reserve,
-	       c->nr_volumes, now.misses);
+	DMEMIT(" zero=%u freeing=%u retired=%u bad=%u reserve=%u volumes=%u waiting=%u",
+	       READ_ONCE(c->nr_zero), now.state[SLOT_FREEING], c->nr_retired,
+	       READ_ONCE(c->nr_bad), c->reserve, c->nr_volumes, now.misses);
 	DMEMIT(" upcalls_unsent=%u upcalls_sent=%u writes_waiting=%u writes_waiting_ms=%llu",
 	       unsent, sent, now.space_bios, now.space_ms);
 	DMEMIT(" publishes=%llu maps=%llu fails=%llu stale=%llu evictions=%llu cuts=%llu",

@@ -278,6 +278,9 @@ static int volume_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 	if (!(flags & BIO_INFLIGHT))
 		return DM_ENDIO_DONE;
 	if (unlikely(*error)) {
+		if ((flags & BIO_WRITE) && slot_write_failed(*error))
+			slots_bad(c, bd->ov->slot,
+				  DIV_ROUND_UP(bd->offset + bd->sectors, c->block_sectors));
 		health_suspect(c);
 	} else if (flags & BIO_WRITE) {
 		planted_delay();

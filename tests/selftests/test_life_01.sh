@@ -17,6 +17,7 @@ new_cache() {
 	size=$(sectors "$raw")
 	dm_create disk0 "0 $size linear $raw 0"
 	format_cache /dev/mapper/disk0 --block-size 65536
+	data_start=$(vmdedup cache dump --json /dev/mapper/disk0 | sed -n 's/.*"data_start":\([0-9]*\).*/\1/p')
 	open_cache cache0 /dev/mapper/disk0
 	head -c 4M "$TEST_TMP/seed" >"$TEST_TMP/img"
 	rm -f "$TEST_TMP/img.head"
@@ -244,6 +245,115 @@ disk_fails() {
 	cmp $vol "$TEST_TMP/ref"
 }
 
+events() {
+	dmsetup info -c --noheadings -o events cache0
+}
+
+# bad_disk FROM TO: writes to these sectors of the disk fail; reads go on
+bad_disk() {
+	local table="$1 $(($2 - $1)) flakey $raw $1 0 600 1 error_writes"
+	[ "$1" = 0 ] || table="0 $1 linear $raw 0
+$table"
+	[ "$2" = "$size" ] || table="$table
+$2 $((size - $2)) linear $raw $2"
+	load_disk0 "$table"
+}
+
+setup_bad_disk() {
+	modprobe -q dm-flakey || dmsetup targets | grep -q flakey || exit 4
+	new_cache
+	cleanup_fn stop_agent
+	start_agent "img=$TEST_TMP/img"
+	attach vol0 img $((4 << 20))
+	cp "$TEST_TMP/img" "$TEST_TMP/ref"
+	write_both 2048 64
+	mode_is rw
+}
+
+write_fails() {
+	expect_error "Input/output" dd if=/dev/zero of=$vol bs=64k oflag=direct conv=notrunc \
+		status=none "$@"
+}
+
+# A disk that can only be read: no record is due, as nothing got written, but it is noticed.
+disk_takes_no_writes() {
+	setup_bad_disk
+	start event_of_cache "$(events)"
+	local waiter=$pid
+	bad_disk 0 "$size"
+	write_fails seek=50 count=1
+	wait "$waiter"
+	wait_until 20 mode_is ro
+	cmp -i 2M -n 65536 $vol "$TEST_TMP/ref"
+	write_fails seek=32 count=1
+	load_disk0 "0 $size linear $raw 0"
+	dmsetup remove --retry vol0
+	stop_agent
+	dmsetup remove --retry cache0
+	dmsetup create cache0 --table "0 $size dedup-cache /dev/mapper/disk0"
+	start_agent "img=$TEST_TMP/img"
+	dmsetup create vol0 --table "$(table $((4 << 20)))"
+	cmp $vol "$TEST_TMP/ref"
+}
+
+# Slots that cannot be written, on a disk whose journal can: they are used no more; others are. With
+# more of them than the reserve has there are no more writes, but what is dirty can be pushed.
+slots_fail() {
+	setup_bad_disk
+	agent push img
+	start event_of_cache "$(events)"
+	local waiter=$pid
+	bad_disk $((data_start / 512)) $((size - 4096))
+	write_fails seek=50 count=1
+	wait "$waiter"
+	wait_until 20 cache_says bad 1
+	mode_is rw
+	load_disk0 "0 $size linear $raw 0"
+	# Its overlay is in the bad slot and can be written again; pushed, the slot is not free again.
+	write_both 3200 64
+	agent push img
+	dmsetup message cache0 0 evict 1000
+	wait_until 20 cache_says retired 1
+	write_both 1024 128
+	cmp $vol "$TEST_TMP/ref"
+	cache_says bad 1
+	mode_is rw
+	agent dropall
+
+	# A block that the agent brings is brought again, into another slot.
+	bad_disk $((data_start / 512)) $((size - 4096))
+	start cmp -i 3900K -n 4096 $vol "$TEST_TMP/ref"
+	wait_until 20 more_bad 1
+	load_disk0 "0 $size linear $raw 0"
+	wait "$pid"
+	mode_is rw
+
+	bad_disk $((data_start / 512)) $((size - 4096))
+	write_fails bs=1M seek=0 count=1
+	write_fails bs=1M seek=2 count=1
+	write_fails bs=1M seek=3 count=1
+	write_fails bs=512K seek=3 count=1
+	wait_until 20 mode_is ro
+	expect_error "Input/output" dd if=$vol of=/dev/null bs=64k skip=0 count=1 iflag=direct
+	expect_error "Input/output" \
+		dd if=/dev/zero of=$vol bs=4k count=1 oflag=direct,dsync conv=notrunc
+	cmp -i 1M -n 128K $vol "$TEST_TMP/ref"
+	agent push img
+	cmp -i 1M -n 128K "$TEST_TMP/img" "$TEST_TMP/ref"
+	[ "$(cache_status cache0 dirty)" = 0 ]
+	dmsetup remove --retry vol0
+	stop_agent
+	dmsetup remove --retry cache0
+}
+
+more_bad() {
+	[ "$(cache_status cache0 bad)" -gt "$1" ]
+}
+
+cache_says() {
+	[ "$(cache_status cache0 "$1")" = "$2" ]
+}
+
 # Parked reads and writes in flight when the disk goes, with an agent that never answers.
 disk_gone_while_parked() {
 	new_cache
@@ -303,6 +413,8 @@ run_case "other sizes when it is closed, and refusals" sizes_refused
 run_case "another size, and no agent" size_without_agent
 run_case "without an agent: suspend, fail_parked, removal" without_agent
 run_case "a disk that fails: ro, failed, two events" disk_fails
+run_case "a disk that takes no writes" disk_takes_no_writes
+run_case "slots that cannot be written" slots_fail
 run_case "a disk that is gone while reads are parked" disk_gone_while_parked
 run_case "a disk that is unplugged" disk_unplugged
 finish

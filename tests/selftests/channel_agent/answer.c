@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "agent.h"
 
 /* A fingerprint stands in for a real one: what matters here is that it follows from the content. */
@@ -82,7 +83,7 @@ static int answer_publish(struct agent *a, const struct dm_dedup_upcall *up, con
 	return r ? r : p.result;
 }
 
-/* The right answer. 0, or what made it impossible; -ENOSPC: may be tried again. */
+/* The right answer, until it is taken or nobody waits for it any more. 0, or why not. */
 static int answer_rightly(struct agent *a, const struct dm_dedup_upcall *up, const uint8_t *buf)
 {
 	struct known *k = &a->known[stamps_hash(buf, a->block) % MAX_KNOWN];
@@ -92,10 +93,13 @@ static int answer_rightly(struct agent *a, const struct dm_dedup_upcall *up, con
 		return answer_map(a, up, NULL);
 	if (a->use_map && k->seq && k->hash == stamps_hash(buf, a->block) && !answer_map(a, up, k))
 		return 0;
-	do
+	for (;;) {
 		r = answer_publish(a, up, buf, k);
-	while (r == -ENOSPC || r == -ENOMEM);
-	return r;
+		if (r == -EIO)
+			usleep(100000);
+		else if (r != -ENOSPC && r != -ENOMEM)
+			return r;
+	}
 }
 
 static void answer_fetch(struct agent *a, const struct dm_dedup_upcall *up)
