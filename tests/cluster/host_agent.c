@@ -68,7 +68,9 @@ int __wrap_cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct
 			  struct error *err)
 {
 	const char *what = req->body_case == VMDEDUP__REQUEST__BODY_PUSH_COMMIT ? "commit" :
-			   req->body_case == VMDEDUP__REQUEST__BODY_LEASE_RELEASE ? "lease" : NULL;
+			   req->body_case == VMDEDUP__REQUEST__BODY_LEASE_RELEASE ? "lease" :
+			   req->body_case == VMDEDUP__REQUEST__BODY_LEASE_HANDOVER ? "handover" :
+			   req->body_case == VMDEDUP__REQUEST__BODY_LEASE_TAKE ? "take" : NULL;
 	char done[160], hex[FP_HEX_SIZE];
 	struct fp root;
 	int r;
@@ -88,6 +90,25 @@ int __wrap_cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct
 		snprintf(done, sizeof(done), "%s.done", what);
 		cache_socket_step(done);
 	}
+	return r;
+}
+
+int __real_agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
+		      uint64_t size, const void *trace, size_t len, struct agent_warmth *warmth);
+int __wrap_agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
+		      uint64_t size, const void *trace, size_t len, struct agent_warmth *warmth);
+
+/* Only where it begins: how often it is asked about is the clock's. */
+int __wrap_agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
+		      uint64_t size, const void *trace, size_t len, struct agent_warmth *warmth)
+{
+	int r;
+
+	if (len)
+		cache_socket_step("warm");
+	r = __real_agent_warm(a, image, root, size, trace, len, warmth);
+	if (len)
+		cache_socket_step("warm.done");
 	return r;
 }
 

@@ -227,6 +227,8 @@ static void renew(Vmdedup__Request *req)
 		req->volume_push->nonce = nonce();
 	if (req->body_case == VMDEDUP__REQUEST__BODY_VOLUME_DETACH)
 		req->volume_detach->nonce = nonce();
+	if (req->body_case == VMDEDUP__REQUEST__BODY_VOLUME_HANDOVER)
+		req->volume_handover->nonce = nonce();
 }
 
 int host_ask(struct host *h, Vmdedup__Request *req, struct net_reply *reply, struct error *err)

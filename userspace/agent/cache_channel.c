@@ -130,7 +130,7 @@ static int channel_connect(struct cache *c, struct dm_dedup_hello *hello, struct
 		.size = sizeof(*hello),
 		.abi_major = DM_DEDUP_ABI_MAJOR,
 		.abi_minor = DM_DEDUP_ABI_MINOR,
-		.features = DM_DEDUP_FEATURE_SOURCE,
+		.features = DM_DEDUP_FEATURE_SOURCE | DM_DEDUP_FEATURE_LOOSE,
 	};
 	if (ioctl(fd, DM_DEDUP_HELLO, hello)) {
 		r = -errno;

@@ -28,6 +28,7 @@ static int file_connect(struct cache *c, struct dm_dedup_hello *hello, struct er
 		.nr_slots = f->nr_slots,
 		.block_shift = f->shift,
 		.max_inflight = 1024,
+		.features = DM_DEDUP_FEATURE_LOOSE,
 	};
 	memcpy(hello->cache, f->uuid.b, sizeof(hello->cache));
 	return cf_unlock(f, 0);
@@ -129,12 +130,13 @@ static int find_target(struct cache_file *f, uint64_t cookie, uint64_t volume, u
 
 static int publish_one(struct cache_file *f, struct dm_dedup_publish *p)
 {
+	struct file_block *b = NULL;
+	struct request *req = NULL;
 	struct slot_name name;
-	struct file_block *b;
-	struct request *req;
-	int r;
+	int r = 0;
 
-	r = find_target(f, p->cookie, p->volume, p->block, p->root, &b, &req);
+	if (p->volume)
+		r = find_target(f, p->cookie, p->volume, p->block, p->root, &b, &req);
 	if (!r)
 		r = cf_slot_take(f, SLOT_CLEAN, &name);
 	if (r)
@@ -145,7 +147,8 @@ static int publish_one(struct cache_file *f, struct dm_dedup_publish *p)
 		return r;
 	}
 	memcpy(f->slots[name.slot].fp.b, p->fp, FP_SIZE);
-	b->base = name;
+	if (b)
+		b->base = name;
 	p->slot = name.slot;
 	p->seq = name.seq;
 	if (req)

@@ -433,6 +433,9 @@ void control_handle(void *ctx, struct net_request *req)
 	case VMDEDUP__REQUEST__BODY_VOLUME_RECOVER:
 		handle_recover(d, req);
 		break;
+	case VMDEDUP__REQUEST__BODY_VOLUME_HANDOVER:
+		control_handover(d, req);
+		break;
 	case VMDEDUP__REQUEST__BODY_VOLUME_PREPARE:
 		handle_prepare(d, req);
 		break;

@@ -35,6 +35,7 @@ void agent_free(struct agent *a)
 {
 	if (!a)
 		return;
+	warm_forget_all(a);
 	fetch_forget_all(a);
 	fetch_free_dead(a);
 	volume_forget_all(a, true);
@@ -155,6 +156,7 @@ int agent_connected(struct agent *a, const struct dm_dedup_hello *hello,
 void agent_disconnected(struct agent *a)
 {
 	a->connected = false;
+	warm_forget_all(a);
 	fetch_forget_all(a);
 	volume_forget_all(a, false);
 }

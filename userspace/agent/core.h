@@ -39,6 +39,8 @@ struct agent_lease {
 	bool readonly;	   /* no lease, the root only */
 	bool confirm_only; /* a lease of @epoch must exist */
 	uint64_t epoch;
+	uint64_t renew;	   /* of a lease of that epoch, without a grant here: a new epoch */
+	bool held;	   /* answer: the lease was this cache's before */
 	struct fp root;	   /* answer: the head's */
 	uint64_t cut;	   /* answer: the cut that the head stores for the epoch */
 	uint64_t size;
@@ -161,6 +163,25 @@ void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_le
 void agent_tick(struct agent *a);
 /* When the next agent_tick() is due, as now_ns(); UINT64_MAX: not before something happens. */
 uint64_t agent_next_ns(struct agent *a);
+
+/* ---- a volume is about to come ---- */
+#define AGENT_WARMS 4 /* images at a time; the one that was asked about longest ago makes room */
+
+/* How far it is. */
+struct agent_warmth {
+	uint64_t blocks; /* distinct numbers that were asked for */
+	uint64_t here;	 /* in the cache, or zeros */
+	uint64_t failed; /* given up: they come when the guest wants them */
+	uint64_t from_peers;
+};
+
+/*
+ * Brings blocks of a recipe into the cache, in the order of @trace (prefetch.h), behind all that
+ * guests wait for. @len 0: only tells how far it is. -ENOENT: that is not under way; -EOPNOTSUPP: the
+ * kernel takes no blocks without a volume; -ENODEV, -ENOMEM, -EINVAL (the trace names nothing).
+ */
+int agent_warm(struct agent *a, const struct uuid *image, const struct fp *root, uint64_t size,
+	       const void *trace, size_t len, struct agent_warmth *warmth);
 
 /* ---- for the control socket ---- */
 /* Flags (DM_DEDUP_VOL_READONLY, _EPHEMERAL) for the OPEN of @name to come. -ENOSPC: too many. */

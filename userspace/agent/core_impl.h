@@ -27,6 +27,8 @@ struct job {
 LIST_HEAD(job_list, job);
 
 struct flight;
+struct warm;
+enum warm_end { WARM_FAILED, WARM_HERE, WARM_FROM_PEER };
 
 /* One miss of one volume, or a block that is had ahead of one. */
 struct wait {
@@ -36,6 +38,8 @@ struct wait {
 	struct fp root;
 	bool readahead;
 	bool ahead; /* nobody has asked: no cookie; it is not tried again */
+	struct warm *warm; /* for a volume that is about to come: @volume is 0 */
+	enum warm_end warm_end;
 	uint64_t began_ns;
 	struct flight *flight;
 	unsigned int attempt;
@@ -89,6 +93,7 @@ struct ask {
 	uint64_t until_ns;
 	uint64_t retry_ns; /* 0: an answer is awaited */
 	unsigned int attempt;
+	uint64_t renew; /* epoch of a lease that was found here without a grant */
 	void (*done)(void *arg, int r, const struct agent_image *image);
 	void *arg;
 	LIST_ENTRY(ask) link;
@@ -140,6 +145,7 @@ struct agent {
 	struct flight_queue to_get[2]; /* demand, read-ahead */
 	unsigned int nr_gets, max_gets;
 	unsigned int nr_ahead; /* waits that nobody asked for */
+	struct warm *warms[AGENT_WARMS];
 	struct ask_list asks;
 	struct volume_list volumes;
 	struct prepared prepared[MAX_PREPARED];
@@ -170,10 +176,19 @@ void data_answered(struct agent *a, int r);
 void fetch_upcall(struct agent *a, const struct dm_dedup_upcall *up);
 /* Has a block of an open volume that nobody has asked for yet. False: there is no room now. */
 bool fetch_ahead(struct agent *a, struct volume *v, uint64_t block);
+/* The same for a volume that is about to come. */
+bool fetch_warm(struct agent *a, struct warm *warm, const struct uuid *image, const struct fp *root,
+		uint64_t size, uint64_t block);
+void fetch_forget_warm(struct agent *a, struct warm *warm); /* its waits tell nobody any more */
 void fetch_forget_all(struct agent *a);
 void fetch_free_dead(struct agent *a);
 void fetch_tick(struct agent *a, uint64_t now);
 uint64_t fetch_next_ns(struct agent *a);
+
+/* warm.c */
+void warm_ended(struct warm *w, enum warm_end end); /* one of its blocks */
+void warm_more(struct agent *a);		    /* there may be room */
+void warm_forget_all(struct agent *a);
 
 /* volume.c */
 struct volume *volume_find(struct agent *a, const struct uuid *image);

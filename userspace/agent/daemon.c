@@ -219,11 +219,23 @@ static int start_pusher(struct daemon *d, struct error *err)
 		.cache = d->cache,
 		.agent = d->agent,
 	};
+	struct handover_params handover = {
+		.net = d->net,
+		.config = d->config,
+		.meta = d->meta,
+		.loop = d->loop,
+		.nodes = d->nodes,
+		.cache = d->cache,
+		.agent = d->agent,
+		.self = d->peer_server ? &d->self : NULL,
+	};
 
 	if (!d->cache)
 		return 0;
 	d->pusher = pusher_new(&params, err);
-	return d->pusher ? 0 : err->code;
+	if (d->pusher)
+		d->handover = handover_new(&handover, err);
+	return d->handover ? 0 : err->code;
 }
 
 static int make_run_folder(const struct config *config, struct error *err)
@@ -368,8 +380,12 @@ static bool end_threads(struct daemon *d)
 	daemon_stop_cache(d);
 	if (d->pusher)
 		pusher_stop(d->pusher);
+	if (d->handover)
+		handover_stop(d->handover);
 	while (!ended && clock_mono_ns() < end) {
-		ended = daemon_cache_has_ended(d) && (!d->pusher || pusher_has_ended(d->pusher));
+		ended = daemon_cache_has_ended(d) &&
+			(!d->pusher || pusher_has_ended(d->pusher)) &&
+			(!d->handover || handover_has_ended(d->handover));
 		if (!ended && d->loop && poll(&inbox, 1, 50) > 0)
 			loop_run(d->loop);
 	}
@@ -394,6 +410,7 @@ bool daemon_free(struct daemon *d)
 		d->cache->ops->disconnect(d->cache); /* no call waits for a parked answer now */
 	pool_free(d->calls);
 	d->calls = NULL; /* what the last answers ask for is not done any more */
+	handover_free(d->handover);
 	pusher_free(d->pusher);
 	if (d->loop)
 		loop_run(d->loop); /* the last answers; they free what was asked */

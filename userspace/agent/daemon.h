@@ -6,7 +6,7 @@
  *   cache       waits for the cache's device, says HELLO, reads upcalls
  *   publish     a pool for the channel's calls
  *   serve-peers, read-slots (peer_server.h)
- *   get-blocks, ask-meta (network.h), push and hash (pusher.h)
+ *   get-blocks, ask-meta (network.h), push and hash (pusher.h), handover (handover.h)
  *   meta, data  the embedded servers, where they are configured
  */
 #ifndef VMDEDUP_AGENT_DAEMON_H
@@ -16,6 +16,7 @@
 #include "agent/cache.h"
 #include "agent/core.h"
 #include "agent/embedded.h"
+#include "agent/handover.h"
 #include "agent/loop.h"
 #include "agent/network.h"
 #include "agent/once.h"
@@ -36,6 +37,7 @@ struct daemon {
 	struct agent *agent;
 	struct cache *cache; /* NULL: servers only */
 	struct pusher *pusher;
+	struct handover *handover;
 	struct host_filter *filter;
 	struct peer_server *peer_server; /* NULL: no peers */
 	struct peer_address self;	 /* where it is reached */
@@ -82,6 +84,8 @@ void daemon_announce(struct daemon *d);
 void control_handle(void *ctx, struct net_request *req);
 /* control_peers.c */
 void control_peers(struct daemon *d, struct net_request *req);
+/* control_handover.c */
+void control_handover(struct daemon *d, struct net_request *req);
 /* What waits for a person's attention, into @text; empty: nothing. The loop's thread. */
 void control_trouble(struct daemon *d, char *text, size_t size);
 

@@ -236,8 +236,10 @@ static void op_have(void *ctx, const struct fp *fp)
 static void op_trace_get(void *ctx, uint64_t id, const struct fp *root, const struct uuid *image)
 {
 	struct daemon *d = ctx;
+	struct uuid cache;
 
-	network_trace_get(d->network, id, root, image);
+	memcpy(cache.b, d->hello.cache, sizeof(cache.b));
+	network_trace_get(d->network, id, root, image, &cache);
 	daemon_announce(d); /* those who have it open as well are the best peers */
 }
 

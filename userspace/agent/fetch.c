@@ -33,6 +33,8 @@ static void wait_free(struct agent *a, struct wait *w)
 		a->nr_ahead--;
 	else
 		a->stats.waiting--;
+	if (w->warm)
+		warm_ended(w->warm, w->warm_end);
 	free(w);
 }
 
@@ -43,8 +45,9 @@ static void wait_end(struct agent *a, struct wait *w, enum agent_origin from)
 	uint64_t took = agent_now(a) - w->began_ns;
 
 	if (w->ahead) {
+		w->warm_end = from == FROM_PEER ? WARM_FROM_PEER : WARM_HERE;
 		a->stats.prefetched += from >= FROM_DATA;
-		if (v)
+		if (v && !w->warm)
 			v->reads.prefetched += from >= FROM_DATA;
 	} else {
 		a->stats.fetches++;
@@ -124,26 +127,59 @@ static struct wait *wait_find(struct agent *a, uint64_t cookie)
 	return NULL;
 }
 
-bool fetch_ahead(struct agent *a, struct volume *v, uint64_t block)
+static struct wait *wait_ahead(struct agent *a, const struct uuid *image, const struct fp *root,
+			       uint64_t size, uint64_t block)
 {
 	struct wait *w;
 
-	if (!a->connected || !(v->flags & DM_DEDUP_VOL_OPEN) || !v->id || a->nr_ahead >= a->max_gets / 4 * 3)
-		return false;
+	if (!a->connected || a->nr_ahead >= a->max_gets / 4 * 3)
+		return NULL;
 	w = calloc(1, sizeof(*w));
 	if (!w)
-		return false;
-	w->volume = v->id;
+		return NULL;
 	w->block = block;
-	w->size = v->size;
-	w->image = v->image;
-	w->root = v->root;
+	w->size = size;
+	w->image = *image;
+	w->root = *root;
 	w->readahead = w->ahead = true;
 	w->began_ns = agent_now(a);
 	LIST_INSERT_HEAD(wait_bucket(a, 0), w, by_cookie);
 	a->nr_ahead++;
+	return w;
+}
+
+bool fetch_ahead(struct agent *a, struct volume *v, uint64_t block)
+{
+	struct wait *w = NULL;
+
+	if (v->flags & DM_DEDUP_VOL_OPEN && v->id)
+		w = wait_ahead(a, &v->image, &v->root, v->size, block);
+	if (!w)
+		return false;
+	w->volume = v->id;
 	wait_resolve(a, w);
 	return true;
+}
+
+bool fetch_warm(struct agent *a, struct warm *warm, const struct uuid *image, const struct fp *root,
+		uint64_t size, uint64_t block)
+{
+	struct wait *w = wait_ahead(a, image, root, size, block);
+
+	if (!w)
+		return false;
+	w->warm = warm;
+	wait_resolve(a, w);
+	return true;
+}
+
+void fetch_forget_warm(struct agent *a, struct warm *warm)
+{
+	struct wait *w;
+
+	LIST_FOREACH(w, wait_bucket(a, 0), by_cookie)
+		if (w->warm == warm)
+			w->warm = NULL;
 }
 
 /* What a miss tells about its volume, and what is likely to be missed next. */
@@ -275,6 +311,26 @@ static void flight_free(struct agent *a, struct flight *f)
 	a->stats.flights--;
 	free(f);
 	prefetch_more(a);
+	warm_more(a);
+}
+
+static enum agent_origin came_from(const struct flight *f)
+{
+	return f->from_peer ? FROM_PEER : FROM_DATA;
+}
+
+/* Whoever needs only that the block is in the cache. */
+static void flight_end_warm(struct agent *a, struct flight *f)
+{
+	struct wait *w, *next;
+
+	for (w = TAILQ_FIRST(&f->waits); w; w = next) {
+		next = TAILQ_NEXT(w, in_flight);
+		if (w->volume)
+			continue;
+		TAILQ_REMOVE(&f->waits, w, in_flight);
+		wait_end(a, w, f->was_here ? FROM_CACHE : came_from(f));
+	}
 }
 
 static void flight_publish(struct agent *a, struct flight *f)
@@ -326,7 +382,12 @@ static void flight_step(struct agent *a, struct flight *f)
 		f->have_slot = true;
 		f->was_here = true;
 	}
-	if (f->have_slot) {
+	if (f->have_slot)
+		flight_end_warm(a, f);
+	if (TAILQ_EMPTY(&f->waits)) {
+		flight_free(a, f);
+		start_gets(a);
+	} else if (f->have_slot) {
 		flight_map(a, f);
 	} else if (f->data) {
 		flight_publish(a, f);
@@ -375,6 +436,11 @@ void agent_resolve_done(struct agent *a, uint64_t id, int r, const struct fp *fp
 		wait_retry_later(a, w);
 		return;
 	}
+	if (fp_is_zero(fp) && !w->volume) {
+		wait_end(a, w, FROM_ZERO);
+		warm_more(a);
+		return;
+	}
 	if (fp_is_zero(fp)) {
 		wait_map_zero(a, w);
 		return;
@@ -393,11 +459,6 @@ void agent_resolve_done(struct agent *a, uint64_t id, int r, const struct fp *fp
 		flight_enter_queue(f, &a->to_get[0], FLIGHT_QUEUED);
 	}
 	flight_step(a, f);
-}
-
-static enum agent_origin came_from(const struct flight *f)
-{
-	return f->from_peer ? FROM_PEER : FROM_DATA;
 }
 
 static bool flight_was_dead(struct agent *a, struct flight *f)
@@ -521,6 +582,7 @@ void fetch_tick(struct agent *a, uint64_t now)
 	struct wait *w, *next_w;
 
 	prefetch_more(a);
+	warm_more(a);
 	/* What fails again goes to the tail with a later time: each is looked at once. */
 	for (w = TAILQ_FIRST(&a->wait_retry); w; w = next_w) {
 		next_w = TAILQ_NEXT(w, in_retry);

@@ -389,6 +389,7 @@ int network_take_lease(struct cluster *c, const struct uuid *cache, const char *
 	take.readonly = lease->readonly;
 	take.confirm_only = lease->confirm_only;
 	take.epoch = lease->epoch;
+	take.renew = lease->renew;
 	msg.body_case = VMDEDUP__REQUEST__BODY_LEASE_TAKE;
 	msg.lease_take = &take;
 	r = cluster_mutate(c, &msg, NULL, 0, timeout_ms, &reply, err);
@@ -396,6 +397,7 @@ int network_take_lease(struct cluster *c, const struct uuid *cache, const char *
 		   reply.header->lease->root.len != FP_SIZE))
 		r = -EPROTO;
 	if (!r) {
+		lease->held = reply.header->lease->held;
 		lease->epoch = reply.header->lease->epoch;
 		lease->cut = reply.header->lease->cut;
 		lease->size = reply.header->lease->size;
@@ -456,6 +458,7 @@ static int ask_trace_get(struct cluster *c, struct request *req, struct error *e
 
 	get.root = (ProtobufCBinaryData){ FP_SIZE, req->root.b };
 	get.image = (ProtobufCBinaryData){ sizeof(req->image.uuid.b), req->image.uuid.b };
+	get.cache = (ProtobufCBinaryData){ sizeof(req->cache.b), req->cache.b };
 	msg.body_case = VMDEDUP__REQUEST__BODY_TRACE_GET;
 	msg.trace_get = &get;
 	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
@@ -670,7 +673,7 @@ void network_announce(struct network *n, const struct uuid *cache, const char *h
 }
 
 void network_trace_get(struct network *n, uint64_t id, const struct fp *root,
-		       const struct uuid *image)
+		       const struct uuid *image, const struct uuid *cache)
 {
 	struct request *req = request_new(n, REQUEST_TRACE_GET, id);
 
@@ -678,6 +681,7 @@ void network_trace_get(struct network *n, uint64_t id, const struct fp *root,
 		return;
 	req->root = *root;
 	req->image.uuid = *image;
+	req->cache = *cache;
 	request_submit(n, req);
 }
 

@@ -42,7 +42,7 @@ void network_lease(struct network *n, uint64_t id, const struct uuid *cache, con
 		   const struct agent_lease *take);
 
 void network_trace_get(struct network *n, uint64_t id, const struct fp *root,
-		       const struct uuid *image);
+		       const struct uuid *image, const struct uuid *cache);
 void network_trace_put(struct network *n, const struct fp *root, const struct uuid *image,
 		       const void *blocks, size_t len);
 /* Tells the meta server that this host serves peers, with these images open, and learns of some.

@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 #include "agent/peer_server.h"
+#include "agent/prefetch.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -28,11 +29,18 @@ struct piece {
 	uint8_t nr_named;
 };
 
-struct upload {
-	struct work work; /* ->run reads the slots */
+/* An answer that waits for the server's thread. At the head of what it is about. */
+struct answer {
+	struct work work; /* what is done for it before, on the loop and elsewhere */
 	struct peer_server *server;
 	struct net_request *req;
-	struct upload *next;
+	struct answer *next;
+	void (*reply)(struct answer *a);
+	void (*free)(struct answer *a);
+};
+
+struct upload {
+	struct answer answer; /* ->work.run reads the slots */
 	size_t block_size;
 	size_t nr;
 	struct redirected *redirected;
@@ -48,7 +56,7 @@ struct peer_server {
 	int done_fd;
 	struct serving *serving;
 	pthread_mutex_t lock; /* guards the rest */
-	struct upload *done, **last_done;
+	struct answer *done, **last_done;
 	struct peer_server_stats stats;
 };
 
@@ -61,8 +69,9 @@ static void frame_sent(void *data, void *hint)
 
 /* ---- replies, on the server's thread ---- */
 
-static void upload_free(struct upload *up)
+static void upload_free(struct answer *a)
 {
+	struct upload *up = (struct upload *)a;
 	size_t i;
 
 	for (i = 0; i < up->nr; i++) {
@@ -90,8 +99,10 @@ static void count(struct peer_server *s, const struct upload *up)
 	pthread_mutex_unlock(&s->lock);
 }
 
-static void reply_blocks(struct peer_server *s, struct upload *up)
+static void reply_blocks(struct answer *a)
 {
+	struct upload *up = (struct upload *)a;
+	struct peer_server *s = a->server;
 	Vmdedup__BlockHead heads[UPLOAD_REQUEST], *pointers[UPLOAD_REQUEST];
 	Vmdedup__PeerAddress peers[REDIRECT_MAX_NAMED], *peer_pointers[REDIRECT_MAX_NAMED];
 	Vmdedup__GetReply get = VMDEDUP__GET_REPLY__INIT;
@@ -125,41 +136,41 @@ static void reply_blocks(struct peer_server *s, struct upload *up)
 	get.blocks = pointers;
 	reply.body_case = VMDEDUP__REPLY__BODY_PEER_GET;
 	reply.peer_get = &get;
-	net_reply_send(up->req, &reply, frames, nr);
-	upload_free(up);
+	net_reply_send(a->req, &reply, frames, nr);
 }
 
 static void on_done(void *arg)
 {
 	struct peer_server *s = arg;
-	struct upload *up, *next;
+	struct answer *a, *next;
 	uint64_t n;
 
 	if (read(s->done_fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
 		log_error("cannot read an eventfd: %s", strerror(errno));
 	pthread_mutex_lock(&s->lock);
-	up = s->done;
+	a = s->done;
 	s->done = NULL;
 	s->last_done = &s->done;
 	pthread_mutex_unlock(&s->lock);
-	for (; up; up = next) {
-		next = up->next;
-		reply_blocks(s, up);
+	for (; a; a = next) {
+		next = a->next;
+		a->reply(a);
+		a->free(a);
 	}
 }
 
 /* ---- on the loop, and on the threads that read ---- */
 
-static void upload_done(struct work *w)
+static void answer_done(struct work *w)
 {
-	struct upload *up = (struct upload *)w;
-	struct peer_server *s = up->server;
+	struct answer *a = (struct answer *)w;
+	struct peer_server *s = a->server;
 	const uint64_t one = 1;
 
-	up->next = NULL;
+	a->next = NULL;
 	pthread_mutex_lock(&s->lock);
-	*s->last_done = up;
-	s->last_done = &up->next;
+	*s->last_done = a;
+	s->last_done = &a->next;
 	pthread_mutex_unlock(&s->lock);
 	if (write(s->done_fd, &one, sizeof(one)) < 0)
 		return; /* only when the counter is full: then it is readable */
@@ -191,7 +202,7 @@ static void read_piece(struct cache *c, struct piece *p, size_t block_size)
 static void read_slots(struct work *w)
 {
 	struct upload *up = (struct upload *)w;
-	struct cache *c = up->server->params.cache;
+	struct cache *c = up->answer.server->params.cache;
 	int r = c->ops->open_slots(c);
 	size_t i;
 
@@ -226,21 +237,97 @@ static void find_piece(struct agent *a, struct piece *p)
 static void find_slots(struct work *w)
 {
 	struct upload *up = (struct upload *)w;
+	struct peer_server *s = up->answer.server;
 	bool read_some = false;
 	size_t i;
 
-	up->block_size = agent_block_size(up->server->params.agent);
+	up->block_size = agent_block_size(s->params.agent);
 	for (i = 0; i < up->nr; i++) {
 		if (!up->pieces[i].r)
-			find_piece(up->server->params.agent, &up->pieces[i]);
+			find_piece(s->params.agent, &up->pieces[i]);
 		read_some |= !up->pieces[i].r && !up->pieces[i].data;
 	}
-	up->work.run = read_slots;
-	up->work.done = upload_done;
+	w->run = read_slots;
+	w->done = answer_done;
 	if (read_some)
-		pool_submit(up->server->pool, &up->work);
+		pool_submit(s->pool, w);
 	else
-		upload_done(&up->work);
+		answer_done(w);
+}
+
+/* ---- a volume that is about to come ---- */
+
+struct warming {
+	struct answer answer;
+	int r;
+	struct agent_warmth warmth;
+};
+
+static void reply_warmth(struct answer *a)
+{
+	Vmdedup__PeerWarmReply body = VMDEDUP__PEER_WARM_REPLY__INIT;
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	struct warming *w = (struct warming *)a;
+
+	if (w->r) {
+		net_reply_error(a->req, -w->r, "that host cannot be warmed: %s",
+				w->r == -EOPNOTSUPP ? "its kernel takes no blocks before the volume" :
+				w->r == -ENODEV	    ? "it has no cache" :
+						      strerror(-w->r));
+		return;
+	}
+	body.blocks = w->warmth.blocks;
+	body.here = w->warmth.here;
+	body.failed = w->warmth.failed;
+	body.from_peers = w->warmth.from_peers;
+	reply.body_case = VMDEDUP__REPLY__BODY_PEER_WARM;
+	reply.peer_warm = &body;
+	net_reply_send(a->req, &reply, NULL, 0);
+}
+
+static void free_warming(struct answer *a)
+{
+	free(a);
+}
+
+/* On the loop. */
+static void warm_some(struct work *work)
+{
+	struct warming *w = (struct warming *)work;
+	const Vmdedup__PeerWarm *msg = net_request_header(w->answer.req)->peer_warm;
+	struct uuid image;
+	struct fp root;
+
+	memcpy(image.b, msg->image.data, sizeof(image.b));
+	memcpy(root.b, msg->root.data, FP_SIZE);
+	w->r = agent_warm(w->answer.server->params.agent, &image, &root, msg->size, msg->blocks.data,
+			  msg->blocks.len, &w->warmth);
+	answer_done(work);
+}
+
+static void handle_warm(struct peer_server *s, struct net_request *req)
+{
+	const Vmdedup__PeerWarm *msg = net_request_header(req)->peer_warm;
+	struct peer_address from;
+	struct warming *w;
+
+	if (!peer_address_take(msg->from, &from) &&
+	    peer_address_is_of(&from, net_request_key(req)))
+		getter_met(s->params.getter, &from);
+	if (msg->image.len != sizeof(struct uuid) || msg->root.len != FP_SIZE || !msg->size ||
+	    msg->size > IMAGE_SIZE_MAX || msg->blocks.len > TRACE_MAX_BYTES) {
+		net_reply_error(req, EINVAL, "an image's UUID, a root, a size and at most %d bytes of "
+				"blocks belong here", TRACE_MAX_BYTES);
+		return;
+	}
+	w = calloc(1, sizeof(*w));
+	if (!w) {
+		net_reply_error(req, ENOMEM, "out of memory");
+		return;
+	}
+	w->answer = (struct answer){ .work.done = warm_some, .server = s, .req = req,
+				     .reply = reply_warmth, .free = free_warming };
+	loop_post(s->params.loop, &w->answer.work);
 }
 
 /* ---- requests, on the server's thread ---- */
@@ -251,7 +338,7 @@ static void ask_serving(struct peer_server *s, struct upload *up, struct piece *
 	const struct peer_address *names[REDIRECT_NAMES];
 	size_t n;
 
-	p->r = serving_ask(s->serving, net_request_peer(up->req), from, &p->fp,
+	p->r = serving_ask(s->serving, net_request_peer(up->answer.req), from, &p->fp,
 			   1U << BLOCK_SHIFT_DEFAULT, clock_mono_ns(), &p->sent, names, &n);
 	if (p->r != -EREMOTE)
 		return;
@@ -283,9 +370,8 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 	}
 	known = !peer_address_take(get->from, &from) &&
 		peer_address_is_of(&from, net_request_key(req));
-	up->work.done = find_slots;
-	up->server = s;
-	up->req = req;
+	up->answer = (struct answer){ .work.done = find_slots, .server = s, .req = req,
+				      .reply = reply_blocks, .free = upload_free };
 	up->nr = nr;
 	for (i = 0; i < nr; i++) {
 		struct piece *p = &up->pieces[i];
@@ -293,7 +379,7 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 		memcpy(p->fp.b, get->fingerprints.data + i * FP_SIZE, FP_SIZE);
 		ask_serving(s, up, p, known ? &from : NULL);
 	}
-	loop_post(s->params.loop, &up->work);
+	loop_post(s->params.loop, &up->answer.work);
 }
 
 static void handle_nodes(struct peer_server *s, struct net_request *req)
@@ -391,6 +477,9 @@ static void handle(void *ctx, struct net_request *req)
 	case VMDEDUP__REQUEST__BODY_NODE_GET:
 		handle_nodes(s, req);
 		break;
+	case VMDEDUP__REQUEST__BODY_PEER_WARM:
+		handle_warm(s, req);
+		break;
 	default:
 		net_reply_error(req, EOPNOTSUPP, "an agent does not answer this to a peer");
 	}
@@ -474,14 +563,14 @@ void peer_server_stop(struct peer_server *s)
 
 void peer_server_free(struct peer_server *s)
 {
-	struct upload *up;
+	struct answer *a;
 
 	if (!s)
 		return;
 	peer_server_stop(s);
-	while ((up = s->done)) { /* nobody is told any more */
-		s->done = up->next;
-		upload_free(up);
+	while ((a = s->done)) { /* nobody is told any more */
+		s->done = a->next;
+		a->free(a);
 	}
 	if (s->server)
 		net_server_free(s->server);

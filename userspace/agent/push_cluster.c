@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 #include "agent/push_cluster.h"
+#include "agent/pusher.h"
 
 #define GET_TIMEOUT_MS 30000
 
@@ -119,6 +120,32 @@ int push_cluster_release(struct push_cluster *s, const struct uuid *image,
 	r = cluster_mutate(s->cluster, &msg, NULL, 0, timeout_ms, &reply, err);
 	if (reply.header)
 		net_reply_free(&reply);
+	return r;
+}
+
+int push_cluster_handover(struct push_cluster *s, const struct uuid *image,
+			  const struct uuid *cache, const struct pusher_task *to, uint64_t *epoch,
+			  int timeout_ms, struct error *err)
+{
+	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
+	Vmdedup__LeaseHandover handover = VMDEDUP__LEASE_HANDOVER__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	handover.image = bytes(image->b, sizeof(image->b));
+	handover.cache = bytes(cache->b, sizeof(cache->b));
+	handover.epoch = *epoch;
+	handover.to_cache = bytes(to->to_cache.b, sizeof(to->to_cache.b));
+	handover.to_host = (char *)to->to_host;
+	handover.blocks = bytes(to->hot, to->hot_len);
+	msg.body_case = VMDEDUP__REQUEST__BODY_LEASE_HANDOVER;
+	msg.lease_handover = &handover;
+	r = cluster_mutate(s->cluster, &msg, NULL, 0, timeout_ms, &reply, err);
+	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_LEASE)
+		r = error_set(err, -EPROTO, "the meta server answered with something else");
+	if (!r)
+		*epoch = reply.header->lease->epoch;
+	net_reply_free(&reply);
 	return r;
 }
 

@@ -7,6 +7,7 @@
 #include "agent/push.h"
 #include "lib/cluster.h"
 
+struct pusher_task;
 struct push_cluster {
 	struct cluster *cluster;   /* set by the owner before a push */
 	struct cluster_push *push; /* NULL when the meta server had committed the cut */
@@ -19,6 +20,10 @@ void push_cluster_init(struct push_cluster *s, struct nodes *nodes);
 int push_cluster_release(struct push_cluster *s, const struct uuid *image,
 			 const struct uuid *cache, uint64_t epoch, int timeout_ms,
 			 struct error *err);
+/* Give it to another cache; @epoch: of the own lease, and then of the other's. */
+int push_cluster_handover(struct push_cluster *s, const struct uuid *image,
+			  const struct uuid *cache, const struct pusher_task *to, uint64_t *epoch,
+			  int timeout_ms, struct error *err);
 /* An image's UUID, and the cache that holds its lease (null: none) with the lease's epoch. */
 int push_cluster_lease(struct push_cluster *s, const char *name, int timeout_ms,
 		       struct uuid *image, struct uuid *cache, uint64_t *epoch, struct error *err);

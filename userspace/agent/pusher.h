@@ -25,7 +25,7 @@ struct pusher_params {
 	struct agent *agent; /* used on the loop's thread only */
 };
 
-enum pusher_task_kind { TASK_PUSH, TASK_DETACH, TASK_DISCARD, TASK_RECOVER };
+enum pusher_task_kind { TASK_PUSH, TASK_DETACH, TASK_DISCARD, TASK_RECOVER, TASK_HANDOVER };
 
 /* Something asked for; ->work.done runs on the loop's thread when it has ended. */
 struct pusher_task {
@@ -39,6 +39,12 @@ struct pusher_task {
 	char new_image[DM_DEDUP_NAME_SIZE]; /* RECOVER: what it becomes */
 	bool no_push; /* DETACH: fails when something is unpushed */
 	bool discard; /* DETACH: gives unpushed data of an ephemeral or diverged volume up */
+	/* HANDOVER: to whom, and what it is told of (blocks as a trace, the caller's) */
+	struct uuid to_cache;
+	char to_host[64];
+	const void *hot;
+	size_t hot_len;
+	uint64_t lease_epoch; /* answer: of the other's lease */
 	struct push_result result;
 	uint64_t milliseconds;
 	struct error err; /* code 0: done */

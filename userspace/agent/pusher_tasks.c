@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* What people ask for of volumes: push, detach, recover. */
+/* What people ask for of volumes: push, detach, handover, recover. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -123,27 +123,41 @@ static void opening_in_loop(void *arg)
 }
 
 /* An agent died, or the meta server was away, between the cache's RELEASE and the lease's: the
- * volume has gone and the image is still leased to this cache. */
-static int release_lease_left(struct pusher *p, struct pusher_task *task)
+ * volume has gone and the image is still leased to this cache (or to whom it was handed over). */
+static int lease_left(struct pusher *p, const struct pusher_task *task, struct uuid *image,
+		      struct uuid *leased, uint64_t *epoch)
 {
-	struct opening o = { .agent = p->params.agent };
+	struct opening o = { .agent = p->params.agent, .image = image };
 	struct error err = { 0 };
-	struct uuid image, cache, leased;
-	uint64_t epoch;
+	struct uuid cache;
 	int r;
 
 	r = pusher_need_cluster(p, &err);
 	if (!r)
-		r = push_cluster_lease(&p->servers, task->name, META_TIMEOUT_MS, &image, &leased, &epoch,
+		r = push_cluster_lease(&p->servers, task->name, META_TIMEOUT_MS, image, leased, epoch,
 				       &err);
 	pusher_holder(p, &cache);
-	if (r || uuid_is_null(&leased) || !uuid_equal(&leased, &cache))
+	if (r || uuid_is_null(leased))
 		return -ENOENT;
-	o.image = &image;
-	if (!loop_call(p->params.loop, opening_in_loop, &o) || o.is)
+	if (task->kind == TASK_HANDOVER && uuid_equal(leased, &task->to_cache))
+		return 0;
+	if (!uuid_equal(leased, &cache))
 		return -ENOENT;
+	/* Whoever opens it after this look gets a lease of another epoch: volume.c, `renew`. */
+	return loop_call(p->params.loop, opening_in_loop, &o) && !o.is ? 0 : -ENOENT;
+}
+
+static int release_lease_left(struct pusher *p, struct pusher_task *task)
+{
+	struct uuid image, leased;
+	uint64_t epoch;
+	int r;
+
+	r = lease_left(p, task, &image, &leased, &epoch);
+	if (r)
+		return r;
 	task->err.code = 0;
-	return push_cluster_release(&p->servers, &image, &cache, epoch, META_TIMEOUT_MS,
+	return push_cluster_release(&p->servers, &image, &leased, epoch, META_TIMEOUT_MS,
 				    &task->err);
 }
 
@@ -193,6 +207,90 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 	return push_cluster_release(&p->servers, &image, &cache, v.lease_epoch, META_TIMEOUT_MS,
 				    &task->err);
 }
+
+/*
+ * ---- handover: the switch ----
+ *
+ * S is this host, T the other; e the epoch of S's lease. Every row is what stands durably, the last
+ * column who can write, or can come to by an OPEN. Whoever dies, it goes on from the row reached.
+ *
+ *     step          S's record     meta server   head      who
+ *  1  device gone   grant e        lease S, e    behind    S: the record has the grant
+ *  2  push: commit  grant e        lease S, e    at cut    S; its next push finds the cut committed
+ *  3  push: COMMIT  grant e        lease S, e    at cut    S
+ *  4  RELEASE       none           lease S, e    the end   S, and only by the meta server: it has no
+ *                                                          grant, and gets the lease under e + 1
+ *  5  LeaseHandover none           lease T, e+1  the end   T, by an OPEN; S is told EBUSY
+ *
+ *  - T cannot write before 5: the lease is S's, and T has no record.
+ *  - S cannot write after 4 without the meta server's word, and that is one transaction's: either
+ *    5 came before it (EBUSY), or 5 comes after it and brings an epoch that is over (ESTALE). So a
+ *    message of 5 whose agent is dead, and that arrives at any later time, takes nothing from a
+ *    volume that was opened here meanwhile.
+ *  - RELEASE is refused while a device is open or anything lies above the committed cut; so nothing
+ *    acknowledged on S is missing from the head that T opens.
+ *  - 5 twice is once: in the session by its sequence, else because T has it already.
+ *  - From 4, whose volume is gone, a repeated handover goes on by what the meta server says (lease_left).
+ *  - If T never comes, the image is leased to T: `break-lease` as for any host that is lost. Before the
+ *    grant is given up T's agent has answered (handover.c).
+ */
+static int handover_lease(struct pusher *p, struct pusher_task *task, const struct uuid *image,
+			  uint64_t epoch)
+{
+	struct uuid cache;
+	int r;
+
+	pusher_holder(p, &cache);
+	task->lease_epoch = epoch;
+	r = push_cluster_handover(&p->servers, image, &cache, task, &task->lease_epoch,
+				  META_TIMEOUT_MS, &task->err);
+	return r ? error_prefix(&task->err, "the volume is given up here, and its lease not handed over "
+				"yet (the same command again does it)"), r : 0;
+}
+
+static int handover_left(struct pusher *p, struct pusher_task *task)
+{
+	struct uuid image, leased;
+	uint64_t epoch;
+	int r;
+
+	r = lease_left(p, task, &image, &leased, &epoch);
+	if (r)
+		return r;
+	task->err.code = 0;
+	task->lease_epoch = epoch;
+	return uuid_equal(&leased, &task->to_cache) ? 0 : handover_lease(p, task, &image, epoch);
+}
+
+static int task_handover(struct pusher *p, struct pusher_task *task)
+{
+	struct dm_dedup_volume_info v;
+	struct uuid image;
+	int r;
+
+	r = pusher_find_volume(p, task, &v, &task->err);
+	if (r == -ENOENT)
+		return handover_left(p, task);
+	if (r)
+		return r;
+	if (v.flags & DM_DEDUP_VOL_OPEN)
+		return error_set(&task->err, -EBUSY,
+				 "volume %s is still open: remove its device first (dmsetup remove)",
+				 v.name);
+	if (!can_be_pushed(&v) || !v.lease_epoch)
+		return error_set(&task->err, -EROFS, "volume %s cannot be handed over: it %s", v.name,
+				 v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED) ?
+					 "has diverged from its image" : "holds no lease");
+	r = pusher_need_cluster(p, &task->err);
+	if (!r && is_unpushed(&v))
+		r = push_to_the_end(p, task, &v);
+	if (!r)
+		r = release_volume(p, &v, false, &task->err);
+	memcpy(image.b, v.image, sizeof(image.b));
+	return r ?: handover_lease(p, task, &image, v.lease_epoch);
+}
+
+/* ---- recover ---- */
 
 /* What lies above the first cut follows, under a lease on the new image that ends at once. */
 static int recover_the_rest(struct pusher *p, struct pusher_task *task,
@@ -276,6 +374,9 @@ void pusher_run_task(struct pusher *p, struct pusher_task *task)
 		break;
 	case TASK_RECOVER:
 		r = task_recover(p, task);
+		break;
+	case TASK_HANDOVER:
+		r = task_handover(p, task);
 		break;
 	default:
 		r = -EINVAL;

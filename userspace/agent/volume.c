@@ -201,6 +201,7 @@ static void ask_send(struct agent *a, struct ask *ask)
 	take.confirm_only = is_dirty(&ask->info) && !is_dirty_ephemeral(&ask->info);
 	take.readonly = !take.confirm_only &&
 			flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
+	take.renew = ask->renew;
 	a->ops->lease(a->ctx, job_start(a, &ask->job, JOB_ASK, ask), &take);
 }
 
@@ -359,6 +360,13 @@ static void open_answered(struct agent *a, struct ask *ask, int r, const struct 
 		if (r == -ESTALE && is_dirty(&ask->info))
 			lease_is_lost(a, &image, ask->info.name, ask->info.lease_epoch);
 		ask_refuse(a, ask, r);
+		return;
+	}
+	/* A lease without a grant: an earlier agent was about to give it away, or died before this
+	 * cache had it. What it has said may still arrive: see LeaseTake.renew. */
+	if (lease->held && !(ask->info.flags & DM_DEDUP_VOL_GRANTED) && !ask->renew) {
+		ask->renew = lease->epoch;
+		ask_send(a, ask);
 		return;
 	}
 	if (is_dirty_ephemeral(&ask->info)) {

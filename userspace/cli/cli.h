@@ -50,6 +50,7 @@ int import_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int diff_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int handover_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int leases_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int break_lease_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int recover_run(struct cli *cli, const struct verb *verb, int argc, char **argv);

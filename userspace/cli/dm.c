@@ -202,3 +202,24 @@ destroy_task:
 		dm_task_destroy(task);
 	return r;
 }
+
+void dm_image_of(const char *what, char image[256], char device[128])
+{
+	CLEANUP_FREE struct dm_volume *volumes = NULL;
+	const char *base = strncmp(what, "/dev/mapper/", 12) ? what : what + 12;
+	size_t count = 0;
+
+	snprintf(image, 256, "%s", base);
+	*device = '\0';
+	if (dm_volume_list(&volumes, &count, NULL))
+		return;
+	for (int by_image = 0; by_image < 2; by_image++) {
+		for (size_t i = 0; i < count; i++) {
+			if (strcmp(by_image ? volumes[i].image : volumes[i].name, base))
+				continue;
+			snprintf(image, 256, "%s", volumes[i].image);
+			snprintf(device, 128, "%s", volumes[i].name);
+			return;
+		}
+	}
+}

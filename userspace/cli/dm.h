@@ -24,4 +24,7 @@ int dm_volume_remove(const char *name, struct error *err);
 int dm_volume_list(struct dm_volume **volumes, size_t *count, struct error *err);
 const char *dm_name_check(const char *name); /* NULL, or what is wrong with it */
 
+/* The image behind what a user named: a device of ours (then also @device, else empty), or an image. */
+void dm_image_of(const char *what, char image[256], char device[128]);
+
 #endif

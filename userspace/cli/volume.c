@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* vmdedup volume: attach, detach, push, ls. */
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,8 @@
 #include "cli/dm.h"
 #include "cli/origins.h"
 #include "cli/ui.h"
+
+#define WAIT_LOOK_MS 20
 
 /* Volume.flags as they stand on the wire. */
 enum {
@@ -69,8 +72,24 @@ static int not_attached_yet(const char *image, const char *name, struct error *e
 	return r;
 }
 
+/* Another host has it, and may be about to hand it over. */
+static int prepare_wait(struct agent_link *a, const char *image, bool read_only, bool ephemeral,
+			uint64_t wait_s, uint64_t *size, char **cache, struct error *err)
+{
+	uint64_t end = clock_mono_ns() + wait_s * 1000000000ULL;
+	int r;
+
+	for (;;) {
+		memset(err, 0, sizeof(*err));
+		r = prepare(a, image, read_only, ephemeral, size, cache, err);
+		if (r != -EBUSY || clock_mono_ns() >= end)
+			return r;
+		poll(NULL, 0, WAIT_LOOK_MS);
+	}
+}
+
 static int attach(struct cli *cli, const char *image, const char *name, bool read_only,
-		  bool ephemeral, uint64_t *size, struct error *err)
+		  bool ephemeral, uint64_t wait_s, uint64_t *size, struct error *err)
 {
 	CLEANUP_FREE char *cache = NULL;
 	const char *wrong = dm_name_check(name);
@@ -87,7 +106,7 @@ static int attach(struct cli *cli, const char *image, const char *name, bool rea
 		r = agent_open(&a, &cli->conf, err);
 	if (r)
 		return r;
-	r = prepare(&a, image, read_only, ephemeral, size, &cache, err);
+	r = prepare_wait(&a, image, read_only, ephemeral, wait_s, size, &cache, err);
 	agent_close(&a);
 	if (!r)
 		r = dm_volume_create(name, *size, cache, image, read_only, ephemeral, err);
@@ -98,22 +117,23 @@ static int attach_run(struct cli *cli, const struct verb *verb, int argc, char *
 {
 	const char *name = NULL;
 	bool json = false, read_only = false, ephemeral = false;
+	uint64_t size = 0, wait_s = 0;
 	const struct opt opts[] = {
 		OPT_TEXT("name", "DEVICE", &name, "name below /dev/mapper (the image's)"),
 		OPT_FLAG("read-only", &read_only, "take no lease; any number of hosts may"),
 		OPT_FLAG("ephemeral", &ephemeral, "what is written is dropped on detach"),
+		OPT_NUMBER("wait", "SECONDS", &wait_s, "for another host that has it to hand it over"),
 		OPT_FLAG("json", &json, "print JSON"),
 		OPT_END
 	};
 	struct error err = { 0 };
-	uint64_t size = 0;
 	int code;
 
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
 		return code;
 	if (!name)
 		name = argv[0];
-	if (attach(cli, argv[0], name, read_only, ephemeral, &size, &err))
+	if (attach(cli, argv[0], name, read_only, ephemeral, wait_s, &size, &err))
 		return cli_fail(&err);
 	if (json)
 		json_show(json_pack("{s:s, s:s+, s:I, s:b, s:b}", "image", argv[0], "device",
@@ -236,28 +256,6 @@ static void push_show(const char *image, const Vmdedup__VolumePushReply *p, bool
 	printf("\n");
 }
 
-/* The image behind what the user named: a device of ours, or an image. */
-static void image_of(const char *what, char image[256], char device[128])
-{
-	CLEANUP_FREE struct dm_volume *volumes = NULL;
-	const char *base = strncmp(what, "/dev/mapper/", 12) ? what : what + 12;
-	size_t count = 0;
-
-	snprintf(image, 256, "%s", base);
-	*device = '\0';
-	if (dm_volume_list(&volumes, &count, NULL))
-		return;
-	for (int by_image = 0; by_image < 2; by_image++) {
-		for (size_t i = 0; i < count; i++) {
-			if (strcmp(by_image ? volumes[i].image : volumes[i].name, base))
-				continue;
-			snprintf(image, 256, "%s", volumes[i].image);
-			snprintf(device, 128, "%s", volumes[i].name);
-			return;
-		}
-	}
-}
-
 static int push_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
 	const char *label = "";
@@ -282,7 +280,7 @@ static int push_run(struct cli *cli, const struct verb *verb, int argc, char **a
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	image_of(argv[0], image, device);
+	dm_image_of(argv[0], image, device);
 	push.name = image;
 	push.version = version || *label;
 	push.nonce = agent_nonce();
@@ -336,7 +334,7 @@ static int detach_run(struct cli *cli, const struct verb *verb, int argc, char *
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	image_of(argv[0], image, device);
+	dm_image_of(argv[0], image, device);
 	if (*device)
 		r = dm_volume_remove(device, &err);
 	if (!r)
@@ -468,6 +466,7 @@ const struct verb volume_verbs[] = {
 	  "`0 SECTORS dedup CACHE IMAGE` does the same.\n\n"
 	  "examples:\n"
 	  "  vmdedup volume attach web-01\n"
+	  "  vmdedup volume attach web-01 --wait 60\n"
 	  "  vmdedup volume attach debian-12 --read-only --name base\n", attach_run },
 	{ "volume", "detach", "IMAGE|DEVICE", "remove the device, push what is dirty, end the lease",
 	  "examples:\n"
@@ -477,6 +476,15 @@ const struct verb volume_verbs[] = {
 	  "examples:\n"
 	  "  vmdedup volume push web-01\n"
 	  "  vmdedup volume push web-01 --label \"before the upgrade\"\n", push_run },
+	{ "volume", "handover", "IMAGE|DEVICE", "move a volume to another host that runs an agent",
+	  "Pushes, has the other host's cache warmed with what this one's holds of the image, removes the\n"
+	  "device, pushes the rest and gives the lease to the other host, where `vmdedup volume attach`\n"
+	  "opens it. While the guest still runs, --prepare does all that does not stop it. Cut off at any\n"
+	  "moment, exactly one of the hosts has the volume: the same command again goes on.\n\n"
+	  "examples:\n"
+	  "  vmdedup volume handover web-01 --to host7 --prepare\n"
+	  "  vmdedup volume handover web-01 --to host7\n"
+	  "  vmdedup volume attach web-01 --wait 60      (on host7)\n", handover_run },
 	{ "volume", "ls", "", "list this host's volumes",
 	  "examples:\n"
 	  "  vmdedup volume ls\n", ls_run },

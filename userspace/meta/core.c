@@ -44,6 +44,8 @@ static const struct verb verbs[] = {
 	VERB(LEASE_BREAK, VERB_MUTATION, lease_break),
 	VERB(LEASE_LIST, VERB_READ, lease_list),
 	VERB(LEASE_REPORT, VERB_REPEAT, lease_report),
+	VERB(LEASE_HANDOVER, VERB_MUTATION, lease_handover),
+	VERB(HOST_FIND, VERB_READ, peers_find),
 	VERB(PUSH_BEGIN, VERB_MUTATION, push_begin),
 	VERB(PUSH_PART, VERB_MUTATION, push_part),
 	VERB(PUSH_COMMIT, VERB_MUTATION, push_commit),

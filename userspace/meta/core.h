@@ -188,6 +188,7 @@ int lease_release(struct meta_call *c);
 int lease_break(struct meta_call *c);
 int lease_list(struct meta_call *c);
 int lease_report(struct meta_call *c);
+int lease_handover(struct meta_call *c);
 
 /* push.c, part.c, node_get in nodes.c */
 int push_begin(struct meta_call *c);
@@ -200,8 +201,13 @@ int node_get(struct meta_call *c);
 
 /* peers.c, traces.c */
 int peers_announce(struct meta_call *c);
+int peers_find(struct meta_call *c);
 int trace_get(struct meta_call *c);
 int trace_put(struct meta_call *c);
+/* What a handover gives along, for the next OPEN by the cache; forgotten when its lease ends. */
+int hot_list_put(struct meta_call *c, const struct uuid *image, const struct uuid *cache,
+		 const ProtobufCBinaryData *blocks);
+int hot_list_drop(struct meta_call *c, const struct uuid *image, const struct uuid *cache);
 
 /* collect.c, gc.c, check.c */
 int gc_step(struct meta_call *c);

@@ -171,6 +171,26 @@ static int lost(struct meta_call *c, const struct image *im, uint64_t epoch)
 			  (unsigned long long)epoch, im->name, (unsigned long long)im->lease_epoch);
 }
 
+/* Gives back what the lease counts, and ends the pushes that only it could commit. */
+static int drop(struct meta_call *c, const struct lease *l)
+{
+	struct store *s = call_store(c);
+	int64_t n;
+
+	n = store_exec(s, &c->err, "DELETE FROM leases WHERE image = ?1 AND epoch = ?2",
+		       V_UUID(&l->image), V_INT(l->epoch));
+	if (n >= 0)
+		n = store_exec(s, &c->err, "DELETE FROM lease_reports WHERE image = ?1 AND epoch = ?2",
+			       V_UUID(&l->image), V_INT(l->epoch));
+	if (n >= 0)
+		n = store_exec(s, &c->err, "UPDATE pushes SET state = 1 WHERE image = ?1 AND "
+			       "epoch = ?2 AND state = 0", V_UUID(&l->image), V_INT(l->epoch));
+	if (n < 0)
+		return (int)n;
+	return node_unref(c->m, l->domain, &l->root, 1, &c->err) ?:
+	       node_unref(c->m, l->domain, &l->parent_root, 1, &c->err);
+}
+
 static int take_readonly(struct meta_call *c, const struct image *im, const struct uuid *cache)
 {
 	struct lease l = {
@@ -204,32 +224,23 @@ int lease_take(struct meta_call *c)
 	if (req->confirm_only &&
 	    (!r || !uuid_equal(&l.cache, &cache) || l.epoch != req->epoch))
 		return lost(c, &im, req->epoch);
-	if (r)
-		return uuid_equal(&l.cache, &cache) ? reply_lease(c, &l) :
-						      busy(c, &l, "attached a second time");
+	if (r && !uuid_equal(&l.cache, &cache))
+		return busy(c, &l, "attached a second time");
+	/* What an earlier agent of the cache said under the epoch may still be on its way: the release
+	 * or the handover that it had begun. Under another epoch nothing of it counts. */
+	if (r && !req->confirm_only && req->renew == l.epoch) {
+		r = drop(c, &l);
+		if (r)
+			return r;
+	} else if (r) {
+		r = reply_lease(c, &l);
+		if (!r)
+			c->reply.lease->held = true;
+		return r;
+	}
 	l = (struct lease){ .cache = cache };
 	snprintf(l.host, sizeof(l.host), "%s", req->host);
 	return grant(c, &im, &l) ?: reply_lease(c, &l);
-}
-
-/* Gives back what the lease counts, and ends the pushes that only it could commit. */
-static int drop(struct meta_call *c, const struct lease *l)
-{
-	struct store *s = call_store(c);
-	int64_t n;
-
-	n = store_exec(s, &c->err, "DELETE FROM leases WHERE image = ?1 AND epoch = ?2",
-		       V_UUID(&l->image), V_INT(l->epoch));
-	if (n >= 0)
-		n = store_exec(s, &c->err, "DELETE FROM lease_reports WHERE image = ?1 AND epoch = ?2",
-			       V_UUID(&l->image), V_INT(l->epoch));
-	if (n >= 0)
-		n = store_exec(s, &c->err, "UPDATE pushes SET state = 1 WHERE image = ?1 AND "
-			       "epoch = ?2 AND state = 0", V_UUID(&l->image), V_INT(l->epoch));
-	if (n < 0)
-		return (int)n;
-	return node_unref(c->m, l->domain, &l->root, 1, &c->err) ?:
-	       node_unref(c->m, l->domain, &l->parent_root, 1, &c->err);
 }
 
 /* Also of a broken one: its cache has recovered or given up what it had. Of one that is gone:
@@ -250,7 +261,43 @@ int lease_release(struct meta_call *c)
 		return r;
 	if (!uuid_equal(&l.cache, &cache))
 		return busy(c, &l, "released by another cache");
-	return drop(c, &l);
+	return hot_list_drop(c, &image, &cache) ?: drop(c, &l);
+}
+
+/*
+ * From a cache that has given its grant up durably to another, in one step: at no time is there no
+ * lease, and nobody else can come in between. Whoever has the lease, no other cache can take it.
+ */
+int lease_handover(struct meta_call *c)
+{
+	const Vmdedup__LeaseHandover *req = c->req->lease_handover;
+	struct uuid image, cache, to;
+	struct image im;
+	struct lease l;
+	int r;
+
+	r = call_get_uuid(c, &req->image, "the image's UUID", &image) ?:
+	    call_get_uuid(c, &req->cache, "the cache's UUID", &cache) ?:
+	    call_get_uuid(c, &req->to_cache, "the other cache's UUID", &to) ?:
+	    call_check_text(c, req->to_host, "the host's name") ?: image_by_uuid(c, &image, &im);
+	if (r)
+		return r;
+	if (uuid_equal(&cache, &to))
+		return call_error(c, -EINVAL, "image \"%s\" cannot be handed over to the host that it "
+				  "is on", im.name);
+	r = lease_active(c, &image, &l);
+	if (r < 0)
+		return r;
+	if (r && uuid_equal(&l.cache, &to) && l.epoch > req->epoch)
+		return reply_lease(c, &l); /* done before */
+	if (!r || !uuid_equal(&l.cache, &cache) || l.epoch != req->epoch)
+		return lost(c, &im, req->epoch);
+	r = hot_list_put(c, &image, &to, &req->blocks) ?: drop(c, &l);
+	if (r)
+		return r;
+	l = (struct lease){ .cache = to };
+	snprintf(l.host, sizeof(l.host), "%s", req->to_host);
+	return grant(c, &im, &l) ?: reply_lease(c, &l);
 }
 
 /*
@@ -278,6 +325,9 @@ int lease_break(struct meta_call *c)
 				  (unsigned long long)req->epoch);
 	if (l.state == LEASE_BROKEN)
 		return drop(c, &l);
+	r = hot_list_drop(c, &image, &l.cache);
+	if (r)
+		return r;
 	n = store_exec(s, &c->err, "UPDATE leases SET state = 1 WHERE image = ?1 AND epoch = ?2",
 		       V_UUID(&image), V_INT(req->epoch));
 	if (n >= 0)

@@ -2,7 +2,7 @@
 /*
  * Agents that serve peers: who there is, and whom an agent is told of: first those that have images
  * open that it has open as well, then some at random. All of it is hints, forgotten when an agent is
- * silent for longer than it said.
+ * silent for longer than it said. And who goes by a host's name.
  */
 #include <errno.h>
 #include <string.h>
@@ -13,6 +13,7 @@
 #define MAX_IMAGES    64	/* of one agent */
 #define MAX_SUGGESTED 64
 #define MAX_LIARS     16
+#define MAX_FOUND     16	/* of one name */
 #define MIN_TTL_S     10
 #define MAX_TTL_S     3600
 
@@ -114,29 +115,38 @@ static bool is_suggested(const Vmdedup__PeerAnnounceReply *reply, const char *en
 	return false;
 }
 
-/* Adds the rows (endpoint, curve_key) of the query as far as more are wanted. */
+/* A row (endpoint, curve_key, ...). */
+static int add_address(struct meta_call *c, Vmdedup__PeerAnnounceReply *reply, struct rows *rows)
+{
+	Vmdedup__PeerAddress *a = call_alloc(c, sizeof(*a));
+	const void *key;
+	size_t len;
+
+	if (!a)
+		return call_nomem(c);
+	vmdedup__peer_address__init(a);
+	a->endpoint = arena_strdup(c->arena, rows_text(rows, 0));
+	if (!a->endpoint)
+		return call_nomem(c);
+	key = rows_blob(rows, 1, &len);
+	if (len && call_bytes(c, &a->curve_key, key, len))
+		return -ENOMEM;
+	reply->peers[reply->n_peers++] = a;
+	return 0;
+}
+
+/* Adds the rows of the query as far as more are wanted. */
 static int take_rows(struct suggestion *sg, struct rows *rows)
 {
 	struct meta_call *c = sg->c;
-	Vmdedup__PeerAddress *a;
-	const void *key;
-	size_t len;
 	int r;
 
 	while ((r = rows_next(rows, &c->err)) > 0 && sg->reply->n_peers < sg->want) {
 		if (is_suggested(sg->reply, rows_text(rows, 0)))
 			continue;
-		a = call_alloc(c, sizeof(*a));
-		if (!a)
-			return call_nomem(c);
-		vmdedup__peer_address__init(a);
-		a->endpoint = arena_strdup(c->arena, rows_text(rows, 0));
-		if (!a->endpoint)
-			return call_nomem(c);
-		key = rows_blob(rows, 1, &len);
-		if (len && call_bytes(c, &a->curve_key, key, len))
-			return -ENOMEM;
-		sg->reply->peers[sg->reply->n_peers++] = a;
+		r = add_address(c, sg->reply, rows);
+		if (r)
+			return r;
 	}
 	return r < 0 ? r : 0;
 }
@@ -206,5 +216,47 @@ int peers_announce(struct meta_call *c)
 		return r;
 	c->reply.body_case = VMDEDUP__REPLY__BODY_PEER_ANNOUNCE;
 	c->reply.peer_announce = reply;
+	return 0;
+}
+
+/* ---- one host ---- */
+
+int peers_find(struct meta_call *c)
+{
+	const Vmdedup__HostFind *req = c->req->host_find;
+	Vmdedup__HostFindReply *reply = call_alloc(c, sizeof(*reply));
+	Vmdedup__PeerAddress **addresses = call_alloc(c, MAX_FOUND * sizeof(*addresses));
+	Vmdedup__PeerAnnounceReply list = { .peers = addresses };
+	struct uuid *caches = call_alloc(c, MAX_FOUND * sizeof(*caches));
+	char **hosts = call_alloc(c, MAX_FOUND * sizeof(*hosts));
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct uuid cache = { 0 };
+	int r;
+
+	if (!reply || !addresses || !caches || !hosts)
+		return call_nomem(c);
+	vmdedup__host_find_reply__init(reply);
+	if (uuid_from_text(&cache, req->host))
+		cache = (struct uuid){ 0 };
+	r = call_check_text(c, req->host, "the host's name") ?:
+	    store_query(call_store(c), &c->err, &rows,
+			"SELECT endpoint, curve_key, cache, host FROM peers WHERE (host = ?1 OR cache = "
+			"?4) AND until_s >= ?2 ORDER BY cache LIMIT ?3", V_TEXT(req->host),
+			V_INT(call_now_s(c)), V_INT(MAX_FOUND), V_UUID(&cache));
+	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
+		hosts[list.n_peers] = arena_strdup(c->arena, rows_text(&rows, 3));
+		if (!hosts[list.n_peers])
+			return call_nomem(c);
+		r = rows_bytes(&rows, 2, caches[list.n_peers].b, sizeof(caches[0].b), &c->err) ?:
+		    add_address(c, &list, &rows);
+	}
+	if (r)
+		return r;
+	reply->caches = (ProtobufCBinaryData){ list.n_peers * sizeof(caches[0]), caches[0].b };
+	reply->addresses = addresses;
+	reply->hosts = hosts;
+	reply->n_addresses = reply->n_hosts = list.n_peers;
+	c->reply.body_case = VMDEDUP__REPLY__BODY_HOST_FIND;
+	c->reply.host_find = reply;
 	return 0;
 }

@@ -142,6 +142,7 @@ struct dm_dedup_hello {
 };
 
 #define DM_DEDUP_FEATURE_SOURCE	(1ULL << 0)	/* dm_dedup_publish.source; from minor 1 on */
+#define DM_DEDUP_FEATURE_LOOSE	(1ULL << 1)	/* PUBLISH of a block without a volume */
 
 /**
  * struct dm_dedup_reply - REPLY: the answer to LOOKUP or OPEN
@@ -198,7 +199,8 @@ struct dm_dedup_batch {
 /**
  * struct dm_dedup_publish - PUBLISH: the content of a block
  * @cookie: of the FETCH, or 0: unasked for (prefetch); then @root must be the volume's root
- * @volume, @block: where it goes; must be the FETCH's
+ * @volume, @block: where it goes; must be the FETCH's. With DM_DEDUP_FEATURE_LOOSE @volume may be 0,
+ *          and @cookie then is: a CLEAN slot that no volume maps yet; @block and @root do not count
  * @root: the root it was resolved against
  * @fp: its fingerprint, which the agent has verified; kept in the slot's record
  * @data: user address of one block, any alignment
