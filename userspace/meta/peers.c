@@ -61,6 +61,15 @@ static int remember(struct meta_call *c, const struct uuid *cache,
 	int64_t n;
 	size_t i;
 
+	/* A host has another cache now: the one before is not reached there any more. */
+	n = store_exec(s, &c->err,
+		       "DELETE FROM peer_images WHERE cache IN (SELECT cache FROM peers WHERE endpoint = "
+		       "?1 AND cache <> ?2)", V_TEXT(address->endpoint), V_UUID(cache));
+	if (n >= 0)
+		n = store_exec(s, &c->err, "DELETE FROM peers WHERE endpoint = ?1 AND cache <> ?2",
+			       V_TEXT(address->endpoint), V_UUID(cache));
+	if (n < 0)
+		return (int)n;
 	n = store_exec(s, &c->err,
 		       "INSERT INTO peers (cache, endpoint, curve_key, host, rack, until_s, accused) "
 		       "VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0) ON CONFLICT (cache) DO UPDATE SET endpoint = "
