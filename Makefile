@@ -137,8 +137,9 @@ $(foreach p,$(notdir $(SELFTEST_FOLDERS)),\
 	$(eval $(O)/selftests/$p: $(call objs,$(wildcard tests/selftests/$p/*.c))))
 $(SELFTEST_PROGRAMS) $(SELFTEST_FOLDERS):
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lpthread
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lpthread $(SELFTEST_LIBS)
 $(O)/selftests/void_slots: $(LIBS)
+$(O)/selftests/snapshot_load: SELFTEST_LIBS := -lsqlite3
 selftest-build: $(SELFTEST_PROGRAMS) $(SELFTEST_FOLDERS)
 
 $(O)/tests/crash/disk: $(O)/obj/tests/crash/disk.o
