@@ -88,7 +88,8 @@ TEST_HELPERS := $(call objs,$(filter-out %_test.c,$(wildcard tests/unit/*.c)))
 $(O)/tests/unit/%_test: $(O)/obj/tests/unit/%_test.o $(TEST_HELPERS) $(LIBS)
 	@mkdir -p $(@D)
 	@$(if $(Q),echo "  LD      $@")
-	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) $(WRAP) -o $@ $^ -lcmocka $(LDLIBS)
+$(O)/tests/unit/agent_push_test: WRAP := -Wl,--wrap=fp_hash
 
 # Fuzz targets run with the unit tests, over mutations of their seeds; `make fuzz` runs them
 # under libFuzzer for FUZZ_SECONDS each. Findings: build/fuzz/findings.

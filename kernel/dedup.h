@@ -638,6 +638,7 @@ void commit_unstage(struct volume *vol);
 void cache_status(struct cache *c, char *result, unsigned int maxlen);
 void volume_status(struct volume *vol, char *result, unsigned int maxlen);
 void fetched_add(struct volume *vol, u64 us);
+u64 volume_ios(struct volume *vol);
 int cache_command(struct cache *c, unsigned int argc, char **argv, char *result,
 		  unsigned int maxlen);
 int volume_command(struct volume *vol, unsigned int argc, char **argv, char *result,

@@ -30,6 +30,16 @@ static void volume_sum(struct volume *vol, struct volume_stats *sum)
 	}
 }
 
+/* What a guest has read and written, for who asks whether it does. */
+u64 volume_ios(struct volume *vol)
+{
+	struct volume_stats sum = {};
+
+	volume_sum(vol, &sum);
+	return sum.read_base + sum.read_overlay + sum.read_zero + sum.read_misses +
+	       sum.write_hits + sum.write_opens;
+}
+
 /* A miss was answered after @us microseconds. */
 void fetched_add(struct volume *vol, u64 us)
 {

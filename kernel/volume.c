@@ -381,6 +381,7 @@ void volume_info(struct volume *vol, struct dm_dedup_volume_info *info)
 	if (vol->nr_dirty) {
 		info->dirty_bytes = vol->nr_dirty << (c->sector_shift + SECTOR_SHIFT);
 		info->oldest_ms = jiffies64_to_msecs(get_jiffies_64() - vol->oldest_dirty);
+		info->ios = volume_ios(vol);
 	}
 	if (READ_ONCE(vol->open))
 		info->flags |= DM_DEDUP_VOL_OPEN;

@@ -68,6 +68,7 @@ struct world {
 	bool stop;
 	uint64_t volume;
 	uint8_t *model; /* what the guest has written */
+	uint64_t paced_bytes, paced_chunks;
 };
 
 /* ---- the server ---- */
@@ -133,6 +134,16 @@ static int net_block(void *ctx, const struct fp *fp, const void *data, size_t le
 		w->server.sent++;
 	store(w->server.blocks, &w->server.nr_blocks, fp, data, len);
 	return broken(&w->fault, true) ? -ETIMEDOUT : 0;
+}
+
+static int net_sent(void *ctx, uint64_t *bytes, struct error *err)
+{
+	struct world *w = ctx;
+
+	if (broken(&w->fault, false))
+		return -ETIMEDOUT;
+	*bytes = (uint64_t)w->server.sent * BLOCK;
+	return 0;
 }
 
 static int net_commit(void *ctx, const struct fp *root, struct push_result *result,
@@ -380,7 +391,7 @@ static struct world *new_world(void)
 	w->cache = cache_file_new(NULL, IMAGE_SIZE, SHIFT, &uuid, NULL);
 	assert_non_null(w->cache);
 	w->flaky = (struct flaky_cache){ { &flaky_ops }, w->cache, &w->fault, NULL, w };
-	w->net = (struct push_net){ net_begin, net_block, net_commit, net_end, net_get,
+	w->net = (struct push_net){ net_begin, net_block, net_sent, net_commit, net_end, net_get,
 				    &node_ops,	w };
 	w->env = (struct push_env){
 		.cache = &w->flaky.cache,
@@ -580,6 +591,71 @@ static void test_writing_the_same_again_changes_no_root(void **state)
 	free_world(w);
 }
 
+/* Linked with --wrap: every digest that a push makes. */
+static unsigned int hashed;
+void __real_fp_hash(struct fp_hasher *h, const void *data, size_t len, struct fp *out);
+void __wrap_fp_hash(struct fp_hasher *h, const void *data, size_t len, struct fp *out);
+
+void __wrap_fp_hash(struct fp_hasher *h, const void *data, size_t len, struct fp *out)
+{
+	hashed += len == BLOCK; /* not recipe nodes */
+	__real_fp_hash(h, data, len, out);
+}
+
+/* A block is hashed once a cut however often it was written (and once by this server). */
+static void test_written_often_hashed_once(void **state)
+{
+	struct world *w = new_world();
+	struct push_result result;
+	unsigned int i;
+
+	for (i = 0; i < 100; i++) {
+		write_sectors(w, 0, 8, (uint8_t)(i + 1));
+		write_sectors(w, 8 * 7 + i % 8, 1, (uint8_t)(i + 3));
+		write_sectors(w, 8 * 9, 8 * 3, (uint8_t)(i + 7));
+	}
+	hashed = 0;
+	assert_int_equal(push(w, &result), 0);
+	assert_int_equal(result.blocks, 1 + 1 + 3);
+	assert_int_equal(hashed, 2 * result.blocks);
+	check_server(w, w->model);
+	hashed = 0;
+	assert_int_equal(push(w, &result), 0);
+	assert_int_equal(hashed, 0);
+	free_world(w);
+}
+
+static void note_pace(void *ctx, uint64_t sent)
+{
+	struct world *w = ctx;
+
+	w->paced_bytes += sent;
+	w->paced_chunks++;
+	assert_true(sent <= PUSH_CHUNK * BLOCK);
+	assert_int_equal(w->paced_bytes, (uint64_t)w->server.sent * BLOCK);
+}
+
+/* After each chunk the pace is told what was sent, and what was there already does not count. */
+static void test_pace(void **state)
+{
+	struct world *w = new_world();
+	struct push_result result;
+
+	w->env.pace = note_pace;
+	write_sectors(w, 0, 8, 42);
+	assert_int_equal(push(w, &result), 0);
+	assert_int_equal(w->paced_bytes, BLOCK);
+	w->server.sent = 0;
+	w->paced_bytes = w->paced_chunks = 0;
+	some_writes(w, 11);
+	write_sectors(w, 80 * 8, 8, 42);
+	assert_int_equal(push(w, &result), 0);
+	assert_int_equal(w->paced_chunks, (result.blocks + PUSH_CHUNK - 1) / PUSH_CHUNK);
+	assert_int_equal(w->paced_bytes, (uint64_t)w->server.sent * BLOCK);
+	check_server(w, w->model);
+	free_world(w);
+}
+
 /* Every free slot, the base's among them, gets another block's bytes. */
 static void overwrite_free_slots(struct world *w)
 {
@@ -660,6 +736,8 @@ int main(void)
 		cmocka_unit_test(test_push_and_read_back),
 		cmocka_unit_test(test_same_content_is_sent_once_and_shares_a_slot),
 		cmocka_unit_test(test_writing_the_same_again_changes_no_root),
+		cmocka_unit_test(test_written_often_hashed_once),
+		cmocka_unit_test(test_pace),
 		cmocka_unit_test(test_a_base_slot_that_was_evicted_meanwhile),
 		cmocka_unit_test(test_a_push_that_ends_at_any_step),
 	};

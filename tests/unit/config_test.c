@@ -60,6 +60,7 @@ static void test_all_keys(void **state)
 			      "[data]\nlisten = tcp://0.0.0.0:2\nendpoint = tcp://host:2\n"
 			      "reserve = 1G\ncapacity = 1.5TiB\nhost = h1\nrack = r1\n"
 			      "[agent]\ncache = /dev/mapper/cache0\npush_age = 0\npush_bytes = 1M\n"
+			      "push_rate = 64K\n"
 			      "[curve]\nsecret = /etc/v/key\nservers = /etc/v/meta.pub\n"
 			      "clients = /etc/v/clients",
 			      &err),
@@ -73,7 +74,7 @@ static void test_all_keys(void **state)
 	assert_true(c.data_capacity == 3ULL << 39);
 	assert_string_equal(c.rack, "r1");
 	assert_string_equal(c.cache, "/dev/mapper/cache0");
-	assert_true(c.push_age_s == 0 && c.push_bytes == 1 << 20);
+	assert_true(c.push_age_s == 0 && c.push_bytes == 1 << 20 && c.push_rate == 64 << 10);
 	assert_string_equal(c.curve_clients, "/etc/v/clients");
 	config_free(&c);
 }
@@ -100,6 +101,7 @@ static void test_bad_input(void **state)
 		{ "[data]\nreserve = -1\n", ":2: reserve: '-1' is not a size" },
 		{ "[agent]\npush_age = 5m\n", ":2: push_age: '5m' is not a number of seconds" },
 		{ "[agent]\npush_age = -5\n", ":2: push_age: '-5' is not a number of seconds" },
+		{ "[agent]\npush_rate = 63K\n", ": [agent] push_rate is less than 64K" },
 		{ "[agent]\ncache=/a\ncache_file=/b\n", ": [agent] has both" },
 		{ "[agent]\ncache_file=/b\n", ": [agent] cache_file needs a cache_file_size" },
 	};

@@ -346,6 +346,7 @@ int cache_file_read(struct cache *c, uint64_t volume, uint64_t offset, void *buf
 
 	if (!v || (offset | len) & 511 || offset + len > v->info.size)
 		return cf_unlock(f, v ? -EINVAL : -ENODEV);
+	v->info.ios++;
 	while (!r && done < len) {
 		uint64_t block = (offset + done) >> f->shift;
 		size_t at = (offset + done) & (cf_block_size(f) - 1);
@@ -377,6 +378,7 @@ int cache_file_write(struct cache *c, uint64_t volume, uint64_t offset, const vo
 		return cf_unlock(f, v ? -EINVAL : -ENODEV);
 	if (v->info.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_FENCED))
 		return cf_unlock(f, -EROFS);
+	v->info.ios++;
 	for (done = 0; !r && done < len; done += 512) {
 		uint64_t block = (offset + done) >> f->shift;
 		size_t sector = ((offset + done) & (cf_block_size(f) - 1)) >> 9;

@@ -39,6 +39,7 @@ struct push {
 	size_t block_size;
 	struct overlay *overlays;
 	size_t nr_overlays, room, kept_bytes;
+	uint64_t sent;
 	struct chunk_item chunk[PUSH_CHUNK];
 	void *buffers;
 };
@@ -297,6 +298,21 @@ static int add_overlays(struct push *p, size_t count)
 	return 0;
 }
 
+static int keep_pace(struct push *p)
+{
+	uint64_t sent;
+	int r;
+
+	if (!p->env->pace || p->done)
+		return 0;
+	r = p->env->net->sent(p->env->net_ctx, &sent, p->err);
+	if (r)
+		return r;
+	p->env->pace(p->env->ctx, sent - p->sent);
+	p->sent = sent;
+	return 0;
+}
+
 static int push_overlays(struct push *p)
 {
 	struct dm_dedup_cut_entry entries[PUSH_CHUNK];
@@ -317,6 +333,8 @@ static int push_overlays(struct push *p)
 		r = add_overlays(p, count);
 		if (!r)
 			r = p->done ? recognize_chunk(p, count) : push_chunk(p, count);
+		if (!r)
+			r = keep_pace(p);
 		if (r)
 			return r;
 	}

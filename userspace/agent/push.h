@@ -51,6 +51,8 @@ struct push_net {
 		     struct error *err);
 	int (*block)(void *ctx, const struct fp *fp, const void *data, size_t len,
 		     struct error *err);
+	/* All that was handed over so far is stored; *bytes: what was sent of it. */
+	int (*sent)(void *ctx, uint64_t *bytes, struct error *err);
 	int (*commit)(void *ctx, const struct fp *root, struct push_result *result,
 		      struct error *err);
 	void (*end)(void *ctx); /* after begin, always; without a commit it aborts */
@@ -74,6 +76,9 @@ struct push_env {
 	/* CLEAN slots known to hold fps[i]; seqs[i] 0: none. */
 	void (*find_slots)(void *ctx, const struct fp *fps, size_t count, uint64_t *slots,
 			   uint64_t *seqs);
+	/* NULL: as fast as it goes. After each chunk, with the bytes it has sent: waits until
+	 * more may be. */
+	void (*pace)(void *ctx, uint64_t sent);
 	/* These have become CLEAN. */
 	void (*clean_slots)(void *ctx, const struct dm_dedup_clean_entry *slots, size_t count);
 	void *ctx;

@@ -50,6 +50,23 @@ static int block(void *ctx, const struct fp *fp, const void *data, size_t len, s
 	return cluster_push_block(s->push, fp, data, len, err);
 }
 
+static int sent(void *ctx, uint64_t *bytes, struct error *err)
+{
+	struct cluster_push_stats stats;
+	struct push_cluster *s = ctx;
+	int r = 0;
+
+	while (!r && cluster_push_waiting(s->push, NULL)) {
+		r = cluster_run(s->cluster, 1000);
+		if (r && r != -EINTR)
+			return error_set(err, r, "waiting for the data servers");
+		r = cluster_push_error(s->push, err);
+	}
+	cluster_push_stats(s->push, &stats);
+	*bytes = stats.bytes_sent;
+	return r ? r : cluster_push_error(s->push, err);
+}
+
 static int commit(void *ctx, const struct fp *root, struct push_result *result, struct error *err)
 {
 	Vmdedup__PushCommitReply *reply = NULL;
@@ -96,6 +113,7 @@ void push_cluster_init(struct push_cluster *s, struct nodes *nodes)
 	s->source.nodes = nodes;
 	s->net.begin = begin;
 	s->net.block = block;
+	s->net.sent = sent;
 	s->net.commit = commit;
 	s->net.end = end;
 	s->net.get = get;

@@ -12,8 +12,6 @@
 #include "base/log.h"
 
 #define LOOK_EVERY_MS	 2000 /* at the volumes' age and dirty bytes */
-#define RETRY_FIRST_MS	 1000
-#define RETRY_LAST_MS	 60000
 #define OPEN_TIMEOUT_MS	 3000
 #define REPORT_TIMEOUT_MS 1000
 #define PUSH_TRIES	 8 /* of one push whose blocks collections take away */
@@ -190,107 +188,12 @@ static int push_once(struct pusher *p, const struct dm_dedup_volume_info *v, boo
 	return 0;
 }
 
-bool can_be_pushed(const struct dm_dedup_volume_info *v)
-{
-	return v->flags & DM_DEDUP_VOL_GRANTED &&
-	       !(v->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL |
-			     DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED));
-}
-
-bool is_unpushed(const struct dm_dedup_volume_info *v)
-{
-	return v->flags & DM_DEDUP_VOL_DIRTY || v->dirty_bytes || v->closed_cut > v->committed_cut;
-}
-
-/* ---- wants and failures; under the lock ---- */
-
-static struct want *want_find(struct pusher *p, uint64_t volume, bool create)
-{
-	struct want *empty = NULL;
-	size_t i;
-
-	for (i = 0; i < MAX_WANTS; i++) {
-		if (p->wants[i].volume == volume)
-			return &p->wants[i];
-		if (!p->wants[i].volume && !empty)
-			empty = &p->wants[i];
-	}
-	if (!create || !empty)
-		return NULL;
-	memset(empty, 0, sizeof(*empty));
-	empty->volume = volume;
-	return empty;
-}
-
 static void note_push(struct pusher *p, const struct dm_dedup_volume_info *v, int r,
 		      const struct error *err)
 {
-	struct want *w;
-	uint64_t ms;
-
 	pthread_mutex_lock(&p->lock);
-	w = want_find(p, v->volume, r);
-	if (!r) {
-		if (w)
-			w->volume = 0;
-		p->stats.trouble[0] = 0;
-	} else if (w) {
-		ms = (uint64_t)RETRY_FIRST_MS << MIN(w->failures, 10);
-		w->not_before_ns = clock_mono_ns() + MIN(ms, RETRY_LAST_MS) * 1000000ULL;
-		w->failures++;
-		w->wanted = true;
-		if (strcmp(w->trouble, err->text))
-			log_warn("push of volume %s waits: %s", v->name, err->text);
-		snprintf(w->trouble, sizeof(w->trouble), "%.255s", err->text);
-		snprintf(p->stats.trouble, sizeof(p->stats.trouble), "push of %.40s waits: %.255s",
-			 v->name, err->text);
-	}
-	pthread_mutex_unlock(&p->lock);
-}
-
-static bool is_due(struct pusher *p, const struct dm_dedup_volume_info *v, bool space)
-{
-	const struct config *c = p->params.config;
-	struct want *w;
-	bool due;
-
-	if (!can_be_pushed(v) || !is_unpushed(v))
-		return false;
-	pthread_mutex_lock(&p->lock);
-	w = want_find(p, v->volume, false);
-	due = space || (w && w->taken);
-	if (c->push_age_s)
-		due |= v->oldest_ms >= c->push_age_s * 1000 ||
-		       v->dirty_bytes >= c->push_bytes;
-	if (w && clock_mono_ns() < w->not_before_ns)
-		due = false;
-	pthread_mutex_unlock(&p->lock);
-	return due;
-}
-
-static void take_wants(struct pusher *p)
-{
-	uint64_t now = clock_mono_ns();
-	struct want *w;
-
-	pthread_mutex_lock(&p->lock);
-	for (w = p->wants; w < p->wants + MAX_WANTS; w++) {
-		w->taken = w->volume && (w->wanted || w->taken) && w->not_before_ns <= now;
-		if (w->taken)
-			w->wanted = false;
-	}
-	pthread_mutex_unlock(&p->lock);
-}
-
-/* What was wanted and is not there any more, or is clean, leaves the table. */
-static void drop_taken(struct pusher *p)
-{
-	struct want *w;
-
-	pthread_mutex_lock(&p->lock);
-	for (w = p->wants; w < p->wants + MAX_WANTS; w++)
-		if (w->taken && !w->wanted)
-			memset(w, 0, sizeof(*w));
+	if (policy_pushed(&p->policy, v, r, err->text, clock_mono_ns()))
+		log_warn("push of volume %s waits: %s", v->name, err->text);
 	pthread_mutex_unlock(&p->lock);
 }
 
@@ -303,36 +206,71 @@ int pusher_push(struct pusher *p, const struct dm_dedup_volume_info *v, bool mak
 	return r;
 }
 
-/* Every volume that is due, the one with most dirty bytes first. */
+/* ---- in the background ---- */
+
+static void deadline(uint64_t wait_ns, struct timespec *until)
+{
+	uint64_t ns = clock_mono_ns() + wait_ns;
+
+	until->tv_sec = (time_t)(ns / 1000000000);
+	until->tv_nsec = (long)(ns % 1000000000);
+}
+
+/* Keeps to the rate, unless somebody waits for this push to be over. */
+static void pace(void *ctx, uint64_t sent)
+{
+	struct pusher *p = ctx;
+	struct timespec until;
+	uint64_t wait;
+
+	pthread_mutex_lock(&p->lock);
+	policy_sent(&p->policy, sent, clock_mono_ns());
+	while (!p->first && !p->stop && !p->want_space &&
+	       (wait = policy_wait_ns(&p->policy, clock_mono_ns()))) {
+		deadline(wait, &until);
+		pthread_cond_timedwait(&p->some, &p->lock, &until);
+	}
+	pthread_mutex_unlock(&p->lock);
+}
+
+static ssize_t next_due(struct pusher *p, const struct dm_dedup_volume_info *infos, size_t count,
+			bool *looked, bool space)
+{
+	ssize_t i;
+
+	pthread_mutex_lock(&p->lock);
+	/* People come first; what is left of this look is taken up by the next one. */
+	i = p->first || p->stop ? -EINTR :
+				  policy_next(&p->policy, infos, count, looked, space, clock_mono_ns());
+	if (i == -1)
+		policy_look_end(&p->policy);
+	pthread_mutex_unlock(&p->lock);
+	return i;
+}
+
 static void push_what_is_due(struct pusher *p, bool space)
 {
 	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	CLEANUP_FREE bool *looked = NULL;
 	struct push_result result;
 	struct error err;
-	size_t i, count, best;
-	int r;
+	size_t count;
+	ssize_t i;
 
 	if (cache_volumes(p->params.cache, &infos, &count))
 		count = 0; /* not connected: when it is, the next look finds what is due */
-	take_wants(p);
-	for (;;) {
-		best = count;
-		for (i = 0; i < count; i++)
-			if (is_due(p, &infos[i], space) &&
-			    (best == count || infos[i].dirty_bytes > infos[best].dirty_bytes))
-				best = i;
-		if (best == count)
-			break;
+	looked = calloc(MAX(count, 1), sizeof(*looked));
+	if (!looked)
+		return;
+	pthread_mutex_lock(&p->lock);
+	policy_look(&p->policy, infos, count, clock_mono_ns());
+	pthread_mutex_unlock(&p->lock);
+	while ((i = next_due(p, infos, count, looked, space)) >= 0) {
 		memset(&err, 0, sizeof(err));
-		pusher_push(p, &infos[best], false, NULL, &result, &err);
-		infos[best].flags &= ~DM_DEDUP_VOL_GRANTED; /* looked at */
-		pthread_mutex_lock(&p->lock);
-		r = p->first || p->stop;
-		pthread_mutex_unlock(&p->lock);
-		if (r) /* people come first */
-			return;
+		p->env.pace = p->params.config->push_rate && !space ? pace : NULL;
+		pusher_push(p, &infos[i], false, NULL, &result, &err);
+		p->env.pace = NULL;
 	}
-	drop_taken(p);
 }
 
 /* Only hints, and only while the meta server is there: pushes do not wait for it. */
@@ -370,13 +308,7 @@ static struct pusher_task *take_task(struct pusher *p)
 
 static bool something_wanted(struct pusher *p)
 {
-	size_t i;
-
-	for (i = 0; i < MAX_WANTS; i++)
-		if (p->wants[i].volume && (p->wants[i].wanted || p->wants[i].taken) &&
-		    p->wants[i].not_before_ns <= clock_mono_ns())
-			return true;
-	return p->want_space || p->want_look;
+	return p->want_space || p->want_look || policy_has_wish(&p->policy, clock_mono_ns());
 }
 
 /* Waits for a task, a wish, the end, or the next look at the volumes. Under the lock. */
@@ -384,8 +316,7 @@ static void wait_for_some(struct pusher *p)
 {
 	struct timespec until;
 
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += LOOK_EVERY_MS / 1000;
+	deadline(LOOK_EVERY_MS * 1000000ULL, &until);
 	while (!p->first && !p->stop && !something_wanted(p))
 		if (pthread_cond_timedwait(&p->some, &p->lock, &until) == ETIMEDOUT)
 			break;
@@ -449,13 +380,9 @@ void pusher_set_cache(struct pusher *p, const struct uuid *cache)
 
 void pusher_want(struct pusher *p, uint64_t volume, enum agent_push_reason why)
 {
-	struct want *w = NULL;
-
 	pthread_mutex_lock(&p->lock);
 	if (why == AGENT_PUSH_CLOSE)
-		w = want_find(p, volume, true);
-	if (w)
-		w->wanted = true;
+		policy_want(&p->policy, volume);
 	if (why == AGENT_PUSH_SPACE)
 		p->want_space = true;
 	if (why == AGENT_PUSH_DIRTY)
@@ -466,20 +393,21 @@ void pusher_want(struct pusher *p, uint64_t volume, enum agent_push_reason why)
 
 void pusher_stats(struct pusher *p, struct pusher_stats *stats)
 {
+	const struct policy_volume *v;
+
 	pthread_mutex_lock(&p->lock);
 	*stats = p->stats;
+	v = policy_in_trouble(&p->policy);
+	if (v)
+		snprintf(stats->trouble, sizeof(stats->trouble), "push of %.40s waits: %s", v->name,
+			 v->trouble);
 	pthread_mutex_unlock(&p->lock);
 }
 
 void pusher_trouble(struct pusher *p, uint64_t id, char text[256])
 {
-	struct want *w;
-
-	text[0] = 0;
 	pthread_mutex_lock(&p->lock);
-	w = want_find(p, id, false);
-	if (w)
-		memcpy(text, w->trouble, sizeof(w->trouble));
+	snprintf(text, 256, "%s", policy_trouble(&p->policy, id));
 	pthread_mutex_unlock(&p->lock);
 }
 
@@ -494,6 +422,9 @@ struct pusher *pusher_new(const struct pusher_params *params, struct error *err)
 		return NULL;
 	}
 	p->params = *params;
+	p->policy.bounds = (struct push_bounds){ params->config->push_age_s * 1000,
+						 params->config->push_bytes,
+						 params->config->push_rate };
 	p->last = &p->first;
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_condattr_init(&attr);

@@ -52,7 +52,7 @@ struct pusher_task {
 
 struct pusher_stats {
 	uint64_t pushes, blocks, new_blocks, bytes_sent;
-	char trouble[320]; /* of the last push that failed and has not succeeded since */
+	char trouble[320]; /* of a volume whose last push failed */
 };
 
 struct pusher;

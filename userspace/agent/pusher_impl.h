@@ -7,21 +7,11 @@
 #include <pthread.h>
 #include "agent/lease_report.h"
 #include "agent/push_cluster.h"
+#include "agent/push_policy.h"
 #include "agent/pusher.h"
 
 #define META_TIMEOUT_MS 5000
 #define MAX_DISCARDED	64
-#define MAX_WANTS	256 /* volumes with a wish or a failure; beyond it the look finds them */
-
-/* A volume that wants a push, or whose last one failed. */
-struct want {
-	uint64_t volume; /* 0: free */
-	bool wanted;
-	bool taken; /* by the look that is under way */
-	unsigned int failures;
-	uint64_t not_before_ns;
-	char trouble[256];
-};
 
 struct pusher {
 	struct pusher_params params;
@@ -37,7 +27,7 @@ struct pusher {
 	pthread_mutex_t lock; /* guards all below */
 	pthread_cond_t some;
 	struct pusher_task *first, **last;
-	struct want wants[MAX_WANTS];
+	struct push_policy policy;
 	bool want_space; /* writers wait for slots */
 	bool want_look;	 /* at the volumes, now and not at the next interval */
 	struct uuid cache_uuid;
@@ -54,8 +44,6 @@ int pusher_need_cluster(struct pusher *p, struct error *err);
 /* One cut: pushed, or its failure noted, for the next try and for people. */
 int pusher_push(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
 		const char *label, struct push_result *result, struct error *err);
-bool can_be_pushed(const struct dm_dedup_volume_info *v);
-bool is_unpushed(const struct dm_dedup_volume_info *v);
 
 /* ---- pusher_tasks.c ---- */
 void pusher_run_task(struct pusher *p, struct pusher_task *task);

@@ -33,7 +33,7 @@ static int task_push(struct pusher *p, struct pusher_task *task)
 	r = pusher_find_volume(p, task, &v, &task->err);
 	if (r)
 		return r;
-	if (!can_be_pushed(&v))
+	if (!policy_can_be_pushed(&v))
 		return error_set(&task->err, -EROFS, "volume %s cannot be pushed: it %s", v.name,
 				 v.flags & DM_DEDUP_VOL_EPHEMERAL ? "is ephemeral" :
 				 v.flags & DM_DEDUP_VOL_READONLY  ? "is read-only" :
@@ -184,7 +184,7 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 	leased = v.flags & DM_DEDUP_VOL_GRANTED && v.lease_epoch &&
 		 !(v.flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
 	discard = task->discard || v.flags & DM_DEDUP_VOL_EPHEMERAL;
-	if (is_unpushed(&v) && !discard) {
+	if (policy_is_unpushed(&v) && !discard) {
 		if (task->no_push)
 			return error_set(&task->err, -EBUSY,
 					 "volume %s holds %llu bytes that were not pushed", v.name,
@@ -277,12 +277,12 @@ static int task_handover(struct pusher *p, struct pusher_task *task)
 		return error_set(&task->err, -EBUSY,
 				 "volume %s is still open: remove its device first (dmsetup remove)",
 				 v.name);
-	if (!can_be_pushed(&v) || !v.lease_epoch)
+	if (!policy_can_be_pushed(&v) || !v.lease_epoch)
 		return error_set(&task->err, -EROFS, "volume %s cannot be handed over: it %s", v.name,
 				 v.flags & (DM_DEDUP_VOL_DIVERGED | DM_DEDUP_VOL_FENCED) ?
 					 "has diverged from its image" : "holds no lease");
 	r = pusher_need_cluster(p, &task->err);
-	if (!r && is_unpushed(&v))
+	if (!r && policy_is_unpushed(&v))
 		r = push_to_the_end(p, task, &v);
 	if (!r)
 		r = release_volume(p, &v, false, &task->err);

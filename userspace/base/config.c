@@ -42,6 +42,7 @@ static const struct key {
 	{ "agent", "filter_budget", SIZE, offsetof(struct config, filter_budget) },
 	{ "agent", "push_age", SECONDS, offsetof(struct config, push_age_s) },
 	{ "agent", "push_bytes", SIZE, offsetof(struct config, push_bytes) },
+	{ "agent", "push_rate", SIZE, offsetof(struct config, push_rate) },
 	{ "curve", "secret", PATH, offsetof(struct config, curve_secret) },
 	{ "curve", "servers", PATH, offsetof(struct config, curve_servers) },
 	{ "curve", "clients", PATH, offsetof(struct config, curve_clients) },
@@ -273,6 +274,9 @@ static int check(const struct config *c, const char *path, struct error *err)
 	if (c->filter_budget && c->filter_budget < 1 << 20)
 		return error_set(err, -EINVAL, "%s: [agent] filter_budget is 0, for none, or at "
 				 "least 1M", path);
+	if (c->push_rate && c->push_rate < CONFIG_MIN_PUSH_RATE)
+		return error_set(err, -EINVAL, "%s: [agent] push_rate is less than 64K a second: "
+				 "0 stands for no bound", path);
 	if (c->cache_file && !c->cache_file_size)
 		return error_set(err, -EINVAL, "%s: [agent] cache_file needs a cache_file_size",
 				 path);

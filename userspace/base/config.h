@@ -12,6 +12,9 @@
 
 #define CONFIG_DEFAULT_PATH "/etc/vmdedup/vmdedup.conf"
 
+/* A push must be told to go on before the meta server takes it for abandoned. */
+#define CONFIG_MIN_PUSH_RATE (64U << 10)
+
 struct config {
 	/* [cluster] */
 	char *meta;	      /* "embedded" (default) or endpoints "tcp://h:p[,tcp://h:p]" */
@@ -41,6 +44,7 @@ struct config {
 	uint64_t filter_budget; /* bytes an hour that filters may cost, in and out; default 1 GiB */
 	uint64_t push_age_s;  /* push when older than this; default 300; 0: only when asked */
 	uint64_t push_bytes;  /* ... or more than this; default 256 MiB */
+	uint64_t push_rate;   /* bytes a second of pushes in the background; default 0: no bound */
 	/* [curve] */
 	char *curve_secret;   /* file with this host's key pair (zcert); NULL: loopback only */
 	char *curve_servers;  /* file with the meta server's public key */

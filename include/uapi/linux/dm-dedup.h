@@ -67,6 +67,8 @@ enum dm_dedup_upcall_type {
  * @dirty_bytes: slots above @committed_cut, in bytes
  * @oldest_ms: age of the oldest unpushed write, in milliseconds
  * @flags: DM_DEDUP_VOL_*
+ * @ios: while something is unpushed: reads and writes since the record was loaded; changes with
+ *       every one. 0: not known
  * @name: the name it was last opened by
  */
 struct dm_dedup_volume_info {
@@ -81,7 +83,8 @@ struct dm_dedup_volume_info {
 	__u64	oldest_ms;
 	__u32	flags;
 	__u32	logical_block_size;
-	__u64	reserved[4];
+	__u64	ios;
+	__u64	reserved[3];
 	char	name[DM_DEDUP_NAME_SIZE];
 };
 
