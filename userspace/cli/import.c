@@ -8,7 +8,7 @@
 #include "cli/pipeline.h"
 #include "cli/ui.h"
 
-#define IMPORT_TRIES 3
+#define IMPORT_TRIES 50 /* each a whole read of the source: only what is missing is sent */
 
 struct import {
 	const char *what, *name, *format;
@@ -93,9 +93,15 @@ static int import(struct import *im, struct error *err)
 
 	for (int tries = 1;; tries++) {
 		r = import_once(im, err);
-		/* Blocks vanished in mid-push: what is there still is not sent again. */
+		/* A collection took what this push had found there, before any recipe named it. What
+		 * is there still is not sent again. */
 		if (r != -EAGAIN || tries == IMPORT_TRIES)
 			break;
+		if (cli_stopped()) {
+			r = -EINTR;
+			break;
+		}
+		fprintf(stderr, "vmdedup: import of %s begins again: %s\n", im->what, err->text);
 	}
 	im->seconds = (clock_mono_ns() - start) / 1e9;
 	if (r == -EINTR)
