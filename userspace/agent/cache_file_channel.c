@@ -3,9 +3,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include "agent/cache_file_impl.h"
+#include "base/clock.h"
 
 static int file_connect(struct cache *c, struct dm_dedup_hello *hello, struct error *err)
 {
@@ -38,11 +38,9 @@ static ssize_t file_read(struct cache *c, struct dm_dedup_upcall *ups, size_t ma
 {
 	struct cache_file *f = cf_lock(c);
 	struct request *req, *next;
-	struct timespec until;
+	uint64_t until_ns = clock_mono_ns() + (uint64_t)timeout_ms * 1000000;
 	size_t n = 0;
 
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += timeout_ms / 1000;
 	for (;;) {
 		for (req = TAILQ_FIRST(&f->requests); req && n < max; req = next) {
 			next = TAILQ_NEXT(req, link);
@@ -54,7 +52,7 @@ static ssize_t file_read(struct cache *c, struct dm_dedup_upcall *ups, size_t ma
 				cf_request_free(f, req);
 		}
 		if (n || f->woken || !timeout_ms ||
-		    pthread_cond_timedwait(&f->changed, &f->lock, &until) == ETIMEDOUT)
+		    clock_cond_wait(&f->changed, &f->lock, until_ns) == ETIMEDOUT)
 			break;
 	}
 	f->woken = false;

@@ -208,27 +208,18 @@ int pusher_push(struct pusher *p, const struct dm_dedup_volume_info *v, bool mak
 
 /* ---- in the background ---- */
 
-static void deadline(uint64_t wait_ns, struct timespec *until)
-{
-	uint64_t ns = clock_mono_ns() + wait_ns;
-
-	until->tv_sec = (time_t)(ns / 1000000000);
-	until->tv_nsec = (long)(ns % 1000000000);
-}
-
 /* Keeps to the rate, unless somebody waits for this push to be over. */
 static void pace(void *ctx, uint64_t sent)
 {
 	struct pusher *p = ctx;
-	struct timespec until;
-	uint64_t wait;
+	uint64_t now = clock_mono_ns(), wait;
 
 	pthread_mutex_lock(&p->lock);
-	policy_sent(&p->policy, sent, clock_mono_ns());
+	policy_sent(&p->policy, sent, now);
 	while (!p->first && !p->stop && !p->want_space &&
-	       (wait = policy_wait_ns(&p->policy, clock_mono_ns()))) {
-		deadline(wait, &until);
-		pthread_cond_timedwait(&p->some, &p->lock, &until);
+	       (wait = policy_wait_ns(&p->policy, now))) {
+		clock_cond_wait(&p->some, &p->lock, now + wait);
+		now = clock_mono_ns();
 	}
 	pthread_mutex_unlock(&p->lock);
 }
@@ -314,11 +305,10 @@ static bool something_wanted(struct pusher *p)
 /* Waits for a task, a wish, the end, or the next look at the volumes. Under the lock. */
 static void wait_for_some(struct pusher *p)
 {
-	struct timespec until;
+	uint64_t until_ns = clock_mono_ns() + LOOK_EVERY_MS * 1000000ULL;
 
-	deadline(LOOK_EVERY_MS * 1000000ULL, &until);
 	while (!p->first && !p->stop && !something_wanted(p))
-		if (pthread_cond_timedwait(&p->some, &p->lock, &until) == ETIMEDOUT)
+		if (clock_cond_wait(&p->some, &p->lock, until_ns) == ETIMEDOUT)
 			break;
 }
 
@@ -414,7 +404,6 @@ void pusher_trouble(struct pusher *p, uint64_t id, char text[256])
 struct pusher *pusher_new(const struct pusher_params *params, struct error *err)
 {
 	struct pusher *p = calloc(1, sizeof(*p));
-	pthread_condattr_t attr;
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
 	if (!p) {
@@ -427,10 +416,7 @@ struct pusher *pusher_new(const struct pusher_params *params, struct error *err)
 						 params->config->push_rate };
 	p->last = &p->first;
 	pthread_mutex_init(&p->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&p->some, &attr);
-	pthread_condattr_destroy(&attr);
+	pthread_cond_init(&p->some, NULL);
 	push_cluster_init(&p->servers, params->nodes);
 	p->env.cache = params->cache;
 	p->env.net = &p->servers.net;

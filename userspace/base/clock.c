@@ -11,6 +11,14 @@ uint64_t clock_mono_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
+int clock_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns)
+{
+	struct timespec ts = { .tv_sec = (time_t)(until_ns / 1000000000),
+			       .tv_nsec = (long)(until_ns % 1000000000) };
+
+	return pthread_cond_clockwait(cond, lock, CLOCK_MONOTONIC, &ts);
+}
+
 uint64_t clock_wall_s(void)
 {
 	struct timespec ts;

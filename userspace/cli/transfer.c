@@ -125,7 +125,7 @@ static bool show_progress(struct run *run)
 
 static void in_a_moment(struct timespec *ts)
 {
-	clock_gettime(CLOCK_REALTIME, ts);
+	clock_gettime(CLOCK_MONOTONIC, ts);
 	ts->tv_nsec += 100 * 1000 * 1000;
 	if (ts->tv_nsec >= 1000000000) {
 		ts->tv_nsec -= 1000000000;
@@ -142,7 +142,7 @@ static int batch_queue(struct run *run)
 	pthread_mutex_lock(&run->lock);
 	while (!run->err.code && run->queued >= QUEUE_BATCHES) {
 		in_a_moment(&ts);
-		if (pthread_cond_timedwait(&run->room, &run->lock, &ts) != ETIMEDOUT)
+		if (pthread_cond_clockwait(&run->room, &run->lock, CLOCK_MONOTONIC, &ts) != ETIMEDOUT)
 			continue;
 		pthread_mutex_unlock(&run->lock);
 		if (!show_progress(run))
@@ -228,7 +228,7 @@ static void wait_for_readers(struct run *run, struct reader *readers, unsigned i
 
 		for (;;) {
 			in_a_moment(&ts);
-			if (pthread_timedjoin_np(readers[i].thread, NULL, &ts) != ETIMEDOUT)
+			if (pthread_clockjoin_np(readers[i].thread, NULL, CLOCK_MONOTONIC, &ts) != ETIMEDOUT)
 				break;
 			if (!show_progress(run))
 				run_fail(run, &(struct error){ .text = "interrupted" }, -EINTR);

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -38,16 +37,12 @@ static bool is_ending(struct repair *rp)
 /* Until something new, or the end, or @ms. */
 static void pause_ms(struct repair *rp, unsigned int ms)
 {
+	uint64_t until_ns = clock_mono_ns() + ms * 1000000ULL;
 	struct data_server *s = rp->s;
-	struct timespec until;
 
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += (long)ms * 1000000;
-	until.tv_sec += until.tv_nsec / 1000000000;
-	until.tv_nsec %= 1000000000;
 	pthread_mutex_lock(&s->lock);
 	if (!s->draining && !s->stopping)
-		pthread_cond_timedwait(&s->repair_cond, &s->lock, &until);
+		clock_cond_wait(&s->repair_cond, &s->lock, until_ns);
 	pthread_mutex_unlock(&s->lock);
 }
 

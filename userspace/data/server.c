@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "data/record.h"
 #include "data/server_priv.h"
@@ -365,18 +365,12 @@ static void batch_run(struct data_server *s, struct batch *b)
  * for, briefly; under the lock. */
 static void wait_for_more(struct data_server *s)
 {
-	struct timespec until;
+	uint64_t until_ns = clock_mono_ns() + BATCH_WAIT_MS * 1000000ULL;
 
 	if (!s->writes.first || !s->verifying)
 		return;
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += BATCH_WAIT_MS * 1000000L;
-	if (until.tv_nsec >= 1000000000L) {
-		until.tv_nsec -= 1000000000L;
-		until.tv_sec++;
-	}
 	while (s->verifying && s->write_bytes < BATCH_MAX_BYTES)
-		if (pthread_cond_timedwait(&s->write_cond, &s->lock, &until))
+		if (clock_cond_wait(&s->write_cond, &s->lock, until_ns))
 			return;
 }
 

@@ -40,16 +40,17 @@ static int check(struct meta_call *c, const Vmdedup__PeerAnnounce *req, struct u
 	return 0;
 }
 
+/* Later than any could say: the clock went back. Whoever is there says so again soon. */
 static int forget_silent(struct meta_call *c, uint64_t now)
 {
 	int64_t n;
 
 	n = store_exec(call_store(c), &c->err,
 		       "DELETE FROM peer_images WHERE cache IN (SELECT cache FROM peers WHERE "
-		       "until_s < ?1)", V_INT(now));
+		       "until_s < ?1 OR until_s > ?2)", V_INT(now), V_INT(now + MAX_TTL_S));
 	if (n >= 0)
-		n = store_exec(call_store(c), &c->err, "DELETE FROM peers WHERE until_s < ?1",
-			       V_INT(now));
+		n = store_exec(call_store(c), &c->err, "DELETE FROM peers WHERE until_s < ?1 OR "
+			       "until_s > ?2", V_INT(now), V_INT(now + MAX_TTL_S));
 	return n < 0 ? (int)n : 0;
 }
 
