@@ -122,7 +122,7 @@ static bool may_ask(struct links *l, unsigned int peer)
 	const struct source_peer *sp = sources_peer_at(l->sources, peer);
 
 	return sp && (sp->suggested || sp->state == PEER_SILENT) && sp->state != PEER_LIAR &&
-	       !l->links[peer].filter_asked && l->budget.per_hour;
+	       !l->links[peer].filter_asked;
 }
 
 static uint64_t needed(const struct link *k)
@@ -163,6 +163,8 @@ void links_exchange(struct links *l)
 	uint64_t now = links_now(l);
 	unsigned int peer;
 
+	if (!l->budget.per_hour)
+		return;
 	while ((peer = next_due(l, now)) != SOURCES_MAX_PEERS) {
 		struct link *k = &l->links[peer];
 
@@ -181,7 +183,7 @@ uint64_t links_exchange_ns(struct links *l)
 	uint64_t next = UINT64_MAX, now = links_now(l);
 	unsigned int i;
 
-	for (i = 0; i < SOURCES_MAX_PEERS; i++) {
+	for (i = 0; l->budget.per_hour && i < SOURCES_MAX_PEERS; i++) {
 		const struct source_peer *sp = sources_peer_at(l->sources, i);
 
 		if (may_ask(l, i))

@@ -14,6 +14,7 @@
 #include "proto/limits.h"
 
 #define READ_THREADS	 2
+#define REDIRECT_BLOCKS	 16384
 #define ALIGNMENT	 4096
 #define MAX_OTHERS	 8
 #define FILTER_FRAME	 (1U << 20)
@@ -43,6 +44,8 @@ struct upload {
 	struct answer answer; /* ->work.run reads the slots */
 	size_t block_size;
 	size_t nr;
+	bool known; /* @from: where whoever asks serves peers */
+	struct peer_address from;
 	struct redirected *redirected;
 	struct piece pieces[];
 };
@@ -123,6 +126,8 @@ static void reply_blocks(struct answer *a)
 		if (p->r)
 			continue;
 		heads[i].raw_size = (uint32_t)p->len;
+		if (up->known)
+			serving_handed(s->serving, &up->from, &p->fp, clock_mono_ns());
 		frames[nr++] = (struct net_frame){ p->data, p->len, frame_sent, p->sent };
 		p->data = NULL;
 		p->sent = NULL;
@@ -332,13 +337,13 @@ static void handle_warm(struct peer_server *s, struct net_request *req)
 
 /* ---- requests, on the server's thread ---- */
 
-static void ask_serving(struct peer_server *s, struct upload *up, struct piece *p,
-			const struct peer_address *from)
+static void ask_serving(struct peer_server *s, struct upload *up, struct piece *p)
 {
 	const struct peer_address *names[REDIRECT_NAMES];
 	size_t n;
 
-	p->r = serving_ask(s->serving, net_request_peer(up->answer.req), from, &p->fp,
+	p->r = serving_ask(s->serving, net_request_peer(up->answer.req),
+			   up->known ? &up->from : NULL, &p->fp,
 			   1U << BLOCK_SHIFT_DEFAULT, clock_mono_ns(), &p->sent, names, &n);
 	if (p->r != -EREMOTE)
 		return;
@@ -354,9 +359,7 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 {
 	const Vmdedup__PeerGet *get = net_request_header(req)->peer_get;
 	size_t nr = get->fingerprints.len / FP_SIZE, i;
-	struct peer_address from;
 	struct upload *up;
-	bool known;
 
 	if (!nr || nr > UPLOAD_REQUEST || get->fingerprints.len % FP_SIZE) {
 		net_reply_error(req, EINVAL, "fingerprints: %zu bytes, want 32 each, 1 to %d of them",
@@ -368,8 +371,8 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 		net_reply_error(req, ENOMEM, "out of memory");
 		return;
 	}
-	known = !peer_address_take(get->from, &from) &&
-		peer_address_is_of(&from, net_request_key(req));
+	up->known = !peer_address_take(get->from, &up->from) &&
+		    peer_address_is_of(&up->from, net_request_key(req));
 	up->answer = (struct answer){ .work.done = find_slots, .server = s, .req = req,
 				      .reply = reply_blocks, .free = upload_free };
 	up->nr = nr;
@@ -377,7 +380,7 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 		struct piece *p = &up->pieces[i];
 
 		memcpy(p->fp.b, get->fingerprints.data + i * FP_SIZE, FP_SIZE);
-		ask_serving(s, up, p, known ? &from : NULL);
+		ask_serving(s, up, p);
 	}
 	loop_post(s->params.loop, &up->answer.work);
 }
@@ -510,7 +513,7 @@ struct peer_server *peer_server_new(struct net_ctx *net, const char *endpoint, s
 	pthread_mutex_init(&s->lock, NULL);
 	s->last_done = &s->done;
 	s->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	s->serving = serving_new();
+	s->serving = serving_new(REDIRECT_BLOCKS);
 	s->server = net_server_new(net, "agent", NULL, &server_ops, s, 0, err);
 	if (s->done_fd < 0 || !s->serving || !s->server ||
 	    net_server_watch(s->server, s->done_fd, on_done, s)) {

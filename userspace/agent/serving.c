@@ -6,8 +6,6 @@
 #include <string.h>
 #include "agent/serving.h"
 
-#define REDIRECT_BLOCKS 16384
-
 /* What is on its way out. Outlives the server: ZeroMQ may hold frames for longer. */
 struct uploads {
 	atomic_uint refs;
@@ -86,13 +84,17 @@ int serving_ask(struct serving *s, const char *who, const struct peer_address *f
 {
 	*nr = 0;
 	*sent = admit(s->uploads, who, len);
-	if (*sent && from) /* it is one to be named from now on */
-		redirect_ask(s->redirect, fp, from, true, 0, now_ns, names);
 	if (*sent)
 		return 0;
 	if (from)
-		*nr = redirect_ask(s->redirect, fp, from, false, 0, now_ns, names);
+		*nr = redirect_names(s->redirect, fp, from, now_ns, names);
 	return *nr ? -EREMOTE : -EBUSY;
+}
+
+void serving_handed(struct serving *s, const struct peer_address *from, const struct fp *fp,
+		    uint64_t now_ns)
+{
+	redirect_handed(s->redirect, fp, from, now_ns);
 }
 
 int serving_find(struct agent *a, const struct fp *fp, uint64_t *slot, uint64_t *seq,
@@ -107,14 +109,14 @@ int serving_find(struct agent *a, const struct fp *fp, uint64_t *slot, uint64_t 
 	return *data ? 0 : -EINPROGRESS;
 }
 
-struct serving *serving_new(void)
+struct serving *serving_new(size_t blocks)
 {
 	struct serving *s = calloc(1, sizeof(*s));
 
 	if (!s)
 		return NULL;
 	s->uploads = calloc(1, sizeof(*s->uploads));
-	s->redirect = redirect_new(REDIRECT_BLOCKS);
+	s->redirect = redirect_new(blocks);
 	if (s->uploads)
 		atomic_init(&s->uploads->refs, 1);
 	if (!s->uploads || !s->redirect) {

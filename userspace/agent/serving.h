@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What a host serves its peers, and what it refuses: a share for each, and a bound for all. Whoever
- * asks for more is told who asked before (data/redirect.h), or that the host is busy. Pure, driven by
+ * asks for more is told who was given the block before (data/redirect.h), or that the host is busy. Pure, driven by
  * peer_server.c and by simulations; serving_ask() is one thread's, serving_sent() any thread's.
  */
 #ifndef VMDEDUP_AGENT_SERVING_H
@@ -17,18 +17,22 @@
 struct serving;
 struct sent; /* a block on its way out */
 
-struct serving *serving_new(void); /* NULL: no memory */
+/* @blocks: whose receivers are remembered. NULL: no memory. */
+struct serving *serving_new(size_t blocks);
 void serving_free(struct serving *s); /* blocks may still be on their way */
 
 /*
  * @who (a name for the connection) asks for @fp, of @len bytes; @from: where it serves peers itself,
  * or NULL. 0: it may be sent: *@sent, to be given to serving_sent() once, when the bytes have gone or
- * there are none. -EREMOTE: @names[0..*nr], good until the next call, have asked before. -EBUSY.
+ * there are none. -EREMOTE: @names[0..*nr], good until the next call, were given it before. -EBUSY.
  */
 int serving_ask(struct serving *s, const char *who, const struct peer_address *from,
 		const struct fp *fp, size_t len, uint64_t now_ns, struct sent **sent,
 		const struct peer_address *names[REDIRECT_NAMES], size_t *nr);
 void serving_sent(struct sent *sent);
+/* Its bytes are on their way to @from, who is one to be named from now on. On serving_ask()'s thread. */
+void serving_handed(struct serving *s, const struct peer_address *from, const struct fp *fp,
+		    uint64_t now_ns);
 
 /* Where @fp is: 0: in *@slot, in the life *@seq of it; or, with *@data, in memory, good until the core is
  * called again. -EINPROGRESS: on its way here. -ENOENT. On the core's thread. */

@@ -53,6 +53,7 @@ struct sources {
 	uint64_t next_id;
 	LIST_HEAD(, get) ids[BUCKETS];
 	struct get_list gets;
+	uint64_t wake_ns; /* no get is due before; UINT64_MAX: none is */
 	struct get_list fresh; /* their first step is still to come */
 	struct sources_stats stats;
 };
@@ -67,6 +68,7 @@ struct sources *sources_new(const struct source_ops *ops, void *ctx, struct filt
 	s->ctx = ctx;
 	s->filters = filters;
 	s->next_id = 1;
+	s->wake_ns = UINT64_MAX;
 	TAILQ_INIT(&s->gets);
 	TAILQ_INIT(&s->fresh);
 	return s;
@@ -277,6 +279,13 @@ static void choose_any(struct sources *s, struct get *g)
 
 /* ---- one get ---- */
 
+static void set_due(struct sources *s, struct get *g, uint64_t at_ns)
+{
+	g->due_ns = at_ns;
+	if (at_ns)
+		s->wake_ns = MIN(s->wake_ns, at_ns);
+}
+
 static struct get *get_find(struct sources *s, uint64_t id)
 {
 	struct get *g;
@@ -313,7 +322,7 @@ static void get_ask_peer(struct sources *s, struct get *g, unsigned int peer)
 	g->counted = true;
 	g->peer = (int)peer;
 	g->asked_ns = now;
-	g->due_ns = now + MAX(HEDGE_MIN_NS, 4 * p->latency_ns);
+	set_due(s, g, now + MAX(HEDGE_MIN_NS, 4 * p->latency_ns));
 	p->asking++;
 	p->asked++;
 	p->filter_yes += g->by_filter;
@@ -326,7 +335,7 @@ static void get_ask_data(struct sources *s, struct get *g, bool serve)
 	g->data_out = true;
 	g->data_asked_ns = now_of(s);
 	if (g->peer < 0)
-		g->due_ns = g->data_asked_ns + DATA_LATE_NS;
+		set_due(s, g, g->data_asked_ns + DATA_LATE_NS);
 	s->ops->ask_data(s->ctx, g->id, &g->fp, serve);
 }
 
@@ -341,7 +350,7 @@ static bool wait_for_on_way(struct sources *s, struct get *g)
 		return false;
 	}
 	if (!g->due_ns)
-		g->due_ns = now + g->on_way_delay_ns;
+		set_due(s, g, now + g->on_way_delay_ns);
 	return true;
 }
 
@@ -383,7 +392,7 @@ static void get_step(struct sources *s, struct get *g)
 
 	if (g->peer >= 0)
 		return;
-	g->due_ns = g->data_out ? g->data_asked_ns + DATA_LATE_NS : 0;
+	set_due(s, g, g->data_out ? g->data_asked_ns + DATA_LATE_NS : 0);
 	if (g->data_out && (g->any_peer || now_of(s) >= g->due_ns))
 		g->due_ns = 0;
 	if (next_to_ask(s, g, &peer)) {
@@ -582,10 +591,11 @@ static void get_due(struct sources *s, struct get *g, uint64_t now)
 		return;
 	}
 	if (g->nr_on_way && now < g->on_way_until_ns) {
+		/* Slowly: each host of a tree is late by so much of what the one before it is. */
 		memcpy(g->to_ask, g->on_way, g->nr_on_way);
 		g->nr_to_ask = g->nr_on_way;
 		g->nr_on_way = 0;
-		g->on_way_delay_ns = MIN(2 * g->on_way_delay_ns, ON_WAY_LAST_NS);
+		g->on_way_delay_ns = MIN(g->on_way_delay_ns * 5 / 4, ON_WAY_LAST_NS);
 	}
 	get_step(s, g);
 }
@@ -596,24 +606,21 @@ void sources_tick(struct sources *s)
 	struct get *g, *next;
 
 	start_fresh(s);
+	if (now < s->wake_ns)
+		return;
+	s->wake_ns = UINT64_MAX;
 	for (g = TAILQ_FIRST(&s->gets); g; g = next) {
 		next = TAILQ_NEXT(g, link);
 		if (g->due_ns && g->due_ns <= now)
 			get_due(s, g, now);
+		else
+			set_due(s, g, g->due_ns);
 	}
 }
 
 uint64_t sources_next_ns(struct sources *s)
 {
-	uint64_t next = UINT64_MAX;
-	struct get *g;
-
-	if (!TAILQ_EMPTY(&s->fresh))
-		return 0;
-	TAILQ_FOREACH(g, &s->gets, link)
-		if (g->due_ns && g->due_ns < next)
-			next = g->due_ns;
-	return next;
+	return TAILQ_EMPTY(&s->fresh) ? s->wake_ns : 0;
 }
 
 void sources_stats(const struct sources *s, struct sources_stats *stats)

@@ -185,12 +185,50 @@ static size_t first_name(const struct entry *e)
 	return best;
 }
 
+/* All but @not; there is somebody. */
+static size_t name_some(struct redirect *r, struct entry *e, size_t not,
+			const struct peer_address *names[REDIRECT_NAMES])
+{
+	size_t first = first_name(e), nr = 0, i;
+
+	if (e->ring[first].peer != not) {
+		e->ring[first].named++;
+		names[nr++] = &r->peers[e->ring[first].peer].address;
+	}
+	for (i = 0; i < e->nr && nr < REDIRECT_NAMES; i++)
+		if (i != first && e->ring[i].peer != not)
+			names[nr++] = &r->peers[e->ring[i].peer].address;
+	return nr;
+}
+
+size_t redirect_names(struct redirect *r, const struct fp *fp, const struct peer_address *who,
+		      uint64_t now_ns, const struct peer_address *names[REDIRECT_NAMES])
+{
+	struct entry *e = entry_of(r, fp, now_ns);
+	size_t peer = peer_of(r, who);
+
+	knows(r, e, peer);
+	e->used_ns = now_ns;
+	return e->nr ? name_some(r, e, peer, names) : 0;
+}
+
+void redirect_handed(struct redirect *r, const struct fp *fp, const struct peer_address *who,
+		     uint64_t now_ns)
+{
+	struct entry *e = entry_of(r, fp, now_ns);
+	size_t peer = peer_of(r, who);
+
+	e->used_ns = now_ns;
+	if (!knows(r, e, peer))
+		remember(r, e, peer);
+}
+
 size_t redirect_ask(struct redirect *r, const struct fp *fp, const struct peer_address *who,
 		    bool serve, unsigned int copies, uint64_t now_ns,
 		    const struct peer_address *names[REDIRECT_NAMES])
 {
 	struct entry *e = entry_of(r, fp, now_ns);
-	size_t peer = peer_of(r, who), nr = 0, first, i;
+	size_t peer = peer_of(r, who), nr;
 	bool again = knows(r, e, peer);
 
 	e->used_ns = now_ns;
@@ -203,12 +241,7 @@ size_t redirect_ask(struct redirect *r, const struct fp *fp, const struct peer_a
 			remember(r, e, peer);
 		return 0;
 	}
-	first = first_name(e);
-	e->ring[first].named++;
-	names[nr++] = &r->peers[e->ring[first].peer].address;
-	for (i = 0; i < e->nr && nr < REDIRECT_NAMES; i++)
-		if (i != first)
-			names[nr++] = &r->peers[e->ring[i].peer].address;
+	nr = name_some(r, e, peer, names);
 	remember(r, e, peer);
 	return nr;
 }

@@ -38,6 +38,16 @@ size_t redirect_ask(struct redirect *r, const struct fp *fp, const struct peer_a
 		    bool serve, unsigned int copies, uint64_t now_ns,
 		    const struct peer_address *names[REDIRECT_NAMES]);
 
+/*
+ * For a server that may have the block from one of those that ask: names are those only that it was
+ * handed to. Who waits for it himself would be sent to whom another server sends to him. The names for
+ * @who, as above, who is not remembered; and: it is on its way to @who, who is.
+ */
+size_t redirect_names(struct redirect *r, const struct fp *fp, const struct peer_address *who,
+		      uint64_t now_ns, const struct peer_address *names[REDIRECT_NAMES]);
+void redirect_handed(struct redirect *r, const struct fp *fp, const struct peer_address *who,
+		     uint64_t now_ns);
+
 /* ---- one reply's worth of them ---- */
 #define REDIRECT_MAX_NAMED 64 /* peers in one reply */
 
