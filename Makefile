@@ -91,6 +91,13 @@ $(O)/tests/unit/%_test: $(O)/obj/tests/unit/%_test.o $(TEST_HELPERS) $(LIBS)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) $(WRAP) -o $@ $^ -lcmocka $(LDLIBS)
 $(O)/tests/unit/agent_push_test: WRAP := -Wl,--wrap=fp_hash
 
+# Simulations that drive the daemons' cores.
+SIM_OBJS := $(call objs,$(wildcard tests/sim/*.c))
+$(O)/tests/unit/%_sim_test: $(O)/obj/tests/unit/%_sim_test.o $(SIM_OBJS) $(LIBS)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
 # Fuzz targets run with the unit tests, over mutations of their seeds; `make fuzz` runs them
 # under libFuzzer for FUZZ_SECONDS each. Findings: build/fuzz/findings.
 FUZZERS := $(patsubst tests/fuzz/%.c,$(O)/tests/fuzz/%,$(wildcard tests/fuzz/*_fuzz.c))
@@ -171,6 +178,9 @@ $(O)/tests/bench/meta: $(O)/obj/tests/bench/meta.o \
 		$(call objs,$(addprefix tests/unit/,meta_world.c pg_cluster.c)) $(LIBS)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+$(O)/tests/bench/swarm_sim: $(O)/obj/tests/bench/swarm_sim.o $(SIM_OBJS) $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
 bench-build: $(BENCHES)
 
 # --- kernel ----------------------------------------------------------------------------------
