@@ -355,6 +355,9 @@ static void case_trouble(struct test *t)
 	write_ids(t, h, volume, 100, 300, 8002);
 	expect_content(t, h, volume, t->ids);
 	SHELL(t, h, "r=0; timeout 3 vmdedup volume push vol || r=$?; [ $r = 124 ]");
+	await_trouble(t, "meta server has not answered for");
+	SHELL(t, h, "r=0; vmdedup status >said || r=$?; [ $r = 5 ]; "
+	      "grep 'push of vol waits: the meta server has not answered' said");
 	write_ids(t, h, volume, 500, 300, 8003);
 	expect_content(t, h, volume, t->ids);
 	process_restart(&t->w->meta);

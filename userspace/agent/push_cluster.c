@@ -1,14 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include "agent/push_cluster.h"
+#include "base/clock.h"
 #include "agent/pusher.h"
 
 #define GET_TIMEOUT_MS 30000
+#define PATIENCE_MS    3000 /* what takes longer is told */
 
 static ProtobufCBinaryData bytes(const void *data, size_t len)
 {
 	return (ProtobufCBinaryData){ .len = len, .data = (uint8_t *)data };
+}
+
+static void wait_begins(struct push_cluster *s, const char *what)
+{
+	__atomic_store_n(&s->since_ns, clock_mono_ns(), __ATOMIC_RELAXED);
+	__atomic_store_n(&s->waits_for, what, __ATOMIC_RELEASE); /* pairs with the load below */
+}
+
+static int wait_ends(struct push_cluster *s, int r)
+{
+	__atomic_store_n(&s->waits_for, NULL, __ATOMIC_RELEASE);
+	return r;
+}
+
+void push_cluster_trouble(const struct push_cluster *s, char *text, size_t size)
+{
+	const char *what = __atomic_load_n(&s->waits_for, __ATOMIC_ACQUIRE);
+	uint64_t since = __atomic_load_n(&s->since_ns, __ATOMIC_RELAXED), now = clock_mono_ns();
+
+	text[0] = 0;
+	if (what && now > since + PATIENCE_MS * 1000000ULL)
+		snprintf(text, size, "%s not answered for %llu s", what,
+			 (unsigned long long)(now - since) / 1000000000);
 }
 
 static int begin(void *ctx, const struct push_name *name, bool *done, struct fp *root,
@@ -31,7 +57,9 @@ static int begin(void *ctx, const struct push_name *name, bool *done, struct fp 
 	msg.make_version = name->make_version;
 	if (name->label)
 		msg.label = (char *)name->label;
+	wait_begins(s, "the meta server has");
 	s->push = cluster_push_begin(s->cluster, &msg, root, &own);
+	wait_ends(s, 0);
 	*done = !s->push && own.code == -EALREADY;
 	if (!s->push && !*done) {
 		if (err)
@@ -47,7 +75,8 @@ static int block(void *ctx, const struct fp *fp, const void *data, size_t len, s
 {
 	struct push_cluster *s = ctx;
 
-	return cluster_push_block(s->push, fp, data, len, err);
+	wait_begins(s, "data servers have");
+	return wait_ends(s, cluster_push_block(s->push, fp, data, len, err));
 }
 
 static int sent(void *ctx, uint64_t *bytes, struct error *err)
@@ -56,12 +85,14 @@ static int sent(void *ctx, uint64_t *bytes, struct error *err)
 	struct push_cluster *s = ctx;
 	int r = 0;
 
+	wait_begins(s, "data servers have");
 	while (!r && cluster_push_waiting(s->push, NULL)) {
 		r = cluster_run(s->cluster, 1000);
 		if (r && r != -EINTR)
-			return error_set(err, r, "waiting for the data servers");
+			return wait_ends(s, error_set(err, r, "waiting for the data servers"));
 		r = cluster_push_error(s->push, err);
 	}
+	wait_ends(s, 0);
 	cluster_push_stats(s->push, &stats);
 	*bytes = stats.bytes_sent;
 	return r ? r : cluster_push_error(s->push, err);
@@ -74,7 +105,8 @@ static int commit(void *ctx, const struct fp *root, struct push_result *result, 
 	struct push_cluster *s = ctx;
 	int r;
 
-	r = cluster_push_commit(s->push, root, &reply, err);
+	wait_begins(s, "the servers have");
+	r = wait_ends(s, cluster_push_commit(s->push, root, &reply, err));
 	if (r)
 		return r;
 	cluster_push_stats(s->push, &stats);
@@ -104,7 +136,8 @@ static int get(void *ctx, const struct fp *fps, size_t count,
 {
 	struct push_cluster *s = ctx;
 
-	return cluster_get(s->cluster, fps, count, GET_TIMEOUT_MS, got, arg, err);
+	wait_begins(s, "data servers have");
+	return wait_ends(s, cluster_get(s->cluster, fps, count, GET_TIMEOUT_MS, got, arg, err));
 }
 
 void push_cluster_init(struct push_cluster *s, struct nodes *nodes)

@@ -13,9 +13,14 @@ struct push_cluster {
 	struct cluster_push *push; /* NULL when the meta server had committed the cut */
 	struct node_source source;
 	struct push_net net;
+	/* What the push thread waits for, and since when; any thread reads them (atomics). */
+	const char *waits_for;
+	uint64_t since_ns;
 };
 
 void push_cluster_init(struct push_cluster *s, struct nodes *nodes);
+/* "" or, when the push thread has waited for seconds, for what. Any thread. */
+void push_cluster_trouble(const struct push_cluster *s, char *text, size_t size);
 /* Give a lease back. */
 int push_cluster_release(struct push_cluster *s, const struct uuid *image,
 			 const struct uuid *cache, uint64_t epoch, int timeout_ms,

@@ -200,8 +200,16 @@ static void note_push(struct pusher *p, const struct dm_dedup_volume_info *v, in
 int pusher_push(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,
 		const char *label, struct push_result *result, struct error *err)
 {
-	int r = push_once(p, v, make_version, label, result, err);
+	int r;
 
+	pthread_mutex_lock(&p->lock);
+	p->pushing = v->volume;
+	memcpy(p->pushing_name, v->name, sizeof(p->pushing_name));
+	pthread_mutex_unlock(&p->lock);
+	r = push_once(p, v, make_version, label, result, err);
+	pthread_mutex_lock(&p->lock);
+	p->pushing = 0;
+	pthread_mutex_unlock(&p->lock);
 	note_push(p, v, r, err);
 	return r;
 }
@@ -384,11 +392,17 @@ void pusher_want(struct pusher *p, uint64_t volume, enum agent_push_reason why)
 void pusher_stats(struct pusher *p, struct pusher_stats *stats)
 {
 	const struct policy_volume *v;
+	char now[80] = "";
 
 	pthread_mutex_lock(&p->lock);
 	*stats = p->stats;
+	if (p->pushing)
+		push_cluster_trouble(&p->servers, now, sizeof(now));
 	v = policy_in_trouble(&p->policy);
-	if (v)
+	if (now[0])
+		snprintf(stats->trouble, sizeof(stats->trouble), "push of %.40s waits: %s",
+			 p->pushing_name, now);
+	else if (v)
 		snprintf(stats->trouble, sizeof(stats->trouble), "push of %.40s waits: %s", v->name,
 			 v->trouble);
 	pthread_mutex_unlock(&p->lock);
@@ -397,7 +411,11 @@ void pusher_stats(struct pusher *p, struct pusher_stats *stats)
 void pusher_trouble(struct pusher *p, uint64_t id, char text[256])
 {
 	pthread_mutex_lock(&p->lock);
-	snprintf(text, 256, "%s", policy_trouble(&p->policy, id));
+	text[0] = 0;
+	if (p->pushing == id)
+		push_cluster_trouble(&p->servers, text, 256);
+	if (!text[0])
+		snprintf(text, 256, "%s", policy_trouble(&p->policy, id));
 	pthread_mutex_unlock(&p->lock);
 }
 

@@ -28,6 +28,8 @@ struct pusher {
 	pthread_cond_t some;
 	struct pusher_task *first, **last;
 	struct push_policy policy;
+	uint64_t pushing; /* the volume; 0: none */
+	char pushing_name[DM_DEDUP_NAME_SIZE];
 	bool want_space; /* writers wait for slots */
 	bool want_look;	 /* at the volumes, now and not at the next interval */
 	struct uuid cache_uuid;
