@@ -16,7 +16,8 @@
  *   stats             where blocks came from, since the start
  *   kill              the process, at once
  *   pause, resume     the process stands still, and goes on
- *   stop              the agent ends as it does by SIGTERM
+ *   stop              the agent ends as it does by SIGTERM, and the host with it
+ *   restart           the agent ends so, and another one begins; the cache and its records stay
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -92,14 +93,13 @@ static int open_volume(struct host *h)
 	return r;
 }
 
-static int start(struct host *h, const char *conf)
+/* @cache: NULL: the one that the configuration names. */
+static int start_agent(struct host *h, struct cache *cache)
 {
 	struct error err = { 0 };
 	int i;
 
-	if (config_load(&h->config, conf, &err))
-		goto fail;
-	h->daemon = daemon_new(&h->config, NULL, &err);
+	h->daemon = daemon_new(&h->config, cache, &err);
 	if (!h->daemon)
 		goto fail;
 	if (pthread_create(&h->thread, NULL, run_daemon, h))
@@ -109,11 +109,44 @@ static int start(struct host *h, const char *conf)
 		if (!h->block_size)
 			poll(NULL, 0, 10);
 	}
-	return h->block_size ? open_volume(h) : -ETIMEDOUT;
+	return h->block_size ? 0 : -ETIMEDOUT;
 
 fail:
 	fprintf(stderr, "%s\n", err.text);
 	return err.code ? err.code : -EIO;
+}
+
+static int start(struct host *h, const char *conf)
+{
+	struct error err = { 0 };
+
+	if (!config_load(&h->config, conf, &err))
+		return start_agent(h, NULL) ?: open_volume(h);
+	fprintf(stderr, "%s\n", err.text);
+	return err.code;
+}
+
+static void keep_cache(struct cache *c)
+{
+}
+
+static int restart(struct host *h)
+{
+	struct cache *cache = h->daemon->cache;
+	static struct cache_ops keep;
+
+	/* The cache outlives the agent, as the kernel's does. */
+	keep = *cache->ops;
+	keep.free = keep_cache;
+	cache->ops = &keep;
+	daemon_stop(h->daemon);
+	pthread_join(h->thread, NULL);
+	if (!daemon_free(h->daemon))
+		return -EBUSY;
+	free(h->config.cache_file);
+	h->config.cache_file = NULL;
+	h->block_size = 0;
+	return start_agent(h, cache);
 }
 
 struct guest {
@@ -315,6 +348,8 @@ static void host_command(struct host *h, const char *conf, const char *line, str
 		cache_file_evict_all(h->daemon->cache);
 	else if (!strncmp(line, "reopen", 6))
 		reopen(h, a);
+	else if (!strncmp(line, "restart", 7))
+		a->error = -restart(h);
 	else if (!strncmp(line, "stats", 5))
 		take_stats(h, a);
 	else

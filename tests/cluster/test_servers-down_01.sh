@@ -61,6 +61,21 @@ meta_server_down() {
 	[ "$(of from_peer)" -gt 0 ]
 }
 
+# An agent that begins while no server is there. Its cache has forgotten the blocks, and has the
+# volume's record; the recipe is in its file, its peers are in theirs.
+agent_restarted() {
+	swarm_do 5 evict
+	swarm_do 5 restart
+	swarm_do 5 reopen
+	swarm_do 5 boot 11
+	echo "# with a new agent: $(of ms_worst) ms"
+	[ "$(of bad)" = 0 ]
+	swarm_do 5 stats
+	[ "$(of from_data)" = 0 ]
+	[ "$(of from_cache)" = 0 ]
+	[ "$(of from_peer)" -gt 0 ]
+}
+
 # One of those that had everything is left, and all come to it.
 last_host() {
 	swarm_do 1-4 kill
@@ -70,7 +85,7 @@ last_host() {
 	[ "$(of bad)" = 0 ]
 }
 
-for name in spread data_servers_down meta_server_down last_host; do
+for name in spread data_servers_down meta_server_down agent_restarted last_host; do
 	echo "# $name"
 	$name
 	case_n=$((case_n + 1))
