@@ -74,11 +74,12 @@ static void copy_300(struct swarm_params *p)
 static void boot(struct swarm_params *p, unsigned int hosts)
 {
 	p->hosts = hosts;
-	p->blocks = 4096;
-	p->touched = 256;
-	p->think_ns = 2 * SIM_S / 256;
+	p->block_shift = 20;
+	p->blocks = 1024;
+	p->touched = 64;
+	p->think_ns = 2 * SIM_S / 64;
 	p->data_servers = 10;
-	p->filters = hosts < 1000;
+	p->filters = false; /* they are empty */
 }
 
 static void boot_100(struct swarm_params *p)
@@ -119,10 +120,6 @@ static void boot_10000(struct swarm_params *p)
 {
 	boot(p, 10000);
 	p->data_servers = 40;
-	p->block_shift = 20;
-	p->blocks = 1024;
-	p->touched = 64;
-	p->think_ns = 2 * SIM_S / 64;
 }
 
 static const struct scenario scenarios[] = {
