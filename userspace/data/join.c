@@ -181,6 +181,11 @@ void join_map_done(struct data_server *s, struct job *job)
 
 /* ---- asking ---- */
 
+static struct net_client *meta_now(struct data_server *s)
+{
+	return s->metas.clients[s->metas.now];
+}
+
 static uint64_t now_ms(void)
 {
 	return clock_mono_ns() / 1000000;
@@ -205,6 +210,7 @@ static void joined(void *arg, int r, struct net_reply *reply)
 	s->asking = false;
 	if (r == -ECANCELED) /* the server ends */
 		return;
+	metas_answered(&s->metas, r, r ? NULL : reply->header);
 	if (r || reply->header->error) {
 		failed(s, r ? r : -reply->header->error, r ? NULL : reply->header->error_text);
 		goto free;
@@ -263,7 +269,7 @@ static void ask_join(struct data_server *s)
 	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_JOIN;
 	req.server_join = &join;
 	s->asking = true;
-	r = net_client_submit(s->client, &req, NULL, 0, JOIN_TIMEOUT_MS, joined, s);
+	r = net_client_submit(meta_now(s), &req, NULL, 0, JOIN_TIMEOUT_MS, joined, s);
 	if (r) {
 		s->asking = false;
 		failed(s, r, NULL);
@@ -278,6 +284,9 @@ static void got_map(void *arg, int r, struct net_reply *reply)
 
 	s->asking = false;
 	s->next_map_ms = now_ms() + MAP_REFRESH_MS;
+	if (r == -ECANCELED)
+		return;
+	metas_answered(&s->metas, r, r ? NULL : reply->header);
 	if (r)
 		return;
 	map = reply->header->body_case == VMDEDUP__REPLY__BODY_MAP ? reply->header->map : NULL;
@@ -305,7 +314,7 @@ static void ask_map(struct data_server *s)
 	s->asking = true;
 	s->refresh = false;
 	s->asked_map_ms = now_ms();
-	if (net_client_submit(s->client, &req, NULL, 0, JOIN_TIMEOUT_MS, got_map, s))
+	if (net_client_submit(meta_now(s), &req, NULL, 0, JOIN_TIMEOUT_MS, got_map, s))
 		s->asking = false;
 }
 
@@ -334,16 +343,18 @@ static void take_hints(struct data_server *s, uint64_t now)
 	report.what = (char *)"it does not take what is forwarded to it";
 	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_REPORT;
 	req.server_report = &report;
-	net_client_submit(s->client, &req, NULL, 0, JOIN_TIMEOUT_MS, reported, s);
+	/* To all: one of them governs. */
+	for (size_t i = 0; i < s->metas.nr; i++)
+		net_client_submit(s->metas.clients[i], &req, NULL, 0, JOIN_TIMEOUT_MS, reported, s);
 }
 
 void join_tick(struct data_server *s)
 {
 	uint64_t now = now_ms();
 
-	if (!s->client)
+	if (!s->metas.nr)
 		return;
-	net_client_run(s->client, 0);
+	metas_run(&s->metas);
 	take_hints(s, now);
 	if (s->asking || s->map_pending)
 		return;
@@ -360,19 +371,20 @@ static void client_ready(void *arg)
 
 int join_start(struct data_server *s, struct error *err)
 {
+	int r;
+
 	if (!*s->meta)
 		return 0;
-	s->client = net_client_new(s->net, s->meta, s->has_meta_key ? s->meta_key : NULL, "data",
-				   err);
-	if (!s->client)
-		return err ? err->code : -EIO;
-	net_server_watch(s->server, net_client_fd(s->client), client_ready, s);
+	r = metas_open(&s->metas, s->net, s->meta, s->has_meta_key ? s->meta_key : NULL, err);
+	for (size_t i = 0; !r && i < s->metas.nr; i++)
+		r = net_server_watch(s->server, net_client_fd(s->metas.clients[i]), client_ready, s);
+	if (r)
+		return error_set(err, r, "%s", *err->text ? err->text : strerror(-r));
 	join_tick(s);
 	return 0;
 }
 
 void join_end(struct data_server *s)
 {
-	net_client_free(s->client);
-	s->client = NULL;
+	metas_close(&s->metas);
 }

@@ -24,7 +24,7 @@ static const char help[] =
 	"\n"
 	"  -c, --conf FILE        configuration (default " CONFIG_DEFAULT_PATH ")\n"
 	"  -d, --dir DIR          folder of the disk ([data] dir)\n"
-	"  -m, --meta ENDPOINT    the meta server ([cluster] meta)\n"
+	"  -m, --meta ENDPOINTS   of the meta servers ([cluster] meta)\n"
 	"  -l, --listen ENDPOINT  where to listen ([data] listen); may be given more than once\n"
 	"  -e, --endpoint EP      what others connect to ([data] endpoint; default: the first -l)\n"
 	"  -r, --reserve SIZE     bytes of the disk that stay free ([data] reserve)\n"

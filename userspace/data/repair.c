@@ -99,6 +99,14 @@ int repair_call(struct repair *rp, struct net_client **client, Vmdedup__Request 
 	return c.r ? c.r : -c.reply.header->error;
 }
 
+static int meta_call(struct repair *rp, Vmdedup__Request *req, struct net_reply *reply)
+{
+	int r = repair_call(rp, &rp->metas.clients[rp->metas.now], req, reply);
+
+	metas_answered(&rp->metas, r, NULL);
+	return r;
+}
+
 /* ---- other data servers ---- */
 
 static void source_close(struct source *src)
@@ -411,7 +419,7 @@ static void drop(struct repair *rp)
 	ask.shards = shards;
 	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_DROP;
 	req.shard_drop = &ask;
-	r = repair_call(rp, &rp->meta, &req, &reply);
+	r = meta_call(rp, &req, &reply);
 	if (!r && reply.header->body_case == VMDEDUP__REPLY__BODY_SHARD_DROP)
 		for (size_t i = 0; i < reply.header->shard_drop->n_shards && !is_ending(rp); i++)
 			drop_shard(rp, (uint16_t)(reply.header->shard_drop->shards[i] % NR_SHARDS));
@@ -466,7 +474,7 @@ static int begin(struct repair *rp, uint32_t *shards, size_t nr, uint32_t *sourc
 	ask.shards = shards;
 	req.body_case = VMDEDUP__REQUEST__BODY_RECONCILE_BEGIN;
 	req.reconcile_begin = &ask;
-	r = repair_call(rp, &rp->meta, &req, &reply);
+	r = meta_call(rp, &req, &reply);
 	in = r ? NULL : reply.header->reconcile_begin;
 	if (!r && (reply.header->body_case != VMDEDUP__REPLY__BODY_RECONCILE_BEGIN ||
 		   in->n_sources != nr))
@@ -497,7 +505,7 @@ static int end(struct repair *rp, uint32_t *shards, uint32_t *sources, size_t nr
 	done.round = round->id;
 	req.body_case = VMDEDUP__REQUEST__BODY_RECONCILE_END;
 	req.reconcile_end = &done;
-	r = repair_call(rp, &rp->meta, &req, &reply);
+	r = meta_call(rp, &req, &reply);
 	net_reply_free(&reply);
 	return r;
 }
@@ -554,7 +562,7 @@ static bool work(struct repair *rp)
 	struct bad_block bad;
 	bool some = false;
 
-	if (rp->t && rp->meta) {
+	if (rp->t && rp->metas.nr) {
 		while (!is_ending(rp) && take_bad(rp->s, &bad)) {
 			heal(rp, &bad);
 			some = true;
@@ -573,11 +581,9 @@ static int open_meta(struct repair *rp)
 	struct data_server *s = rp->s;
 	struct error err = { 0 };
 
-	if (rp->meta || !*s->meta)
+	if (rp->metas.nr || !*s->meta)
 		return 0;
-	rp->meta = net_client_new(s->net, s->meta, s->has_meta_key ? s->meta_key : NULL, "data",
-				  &err);
-	return rp->meta ? 0 : -ENOTCONN;
+	return metas_open(&rp->metas, s->net, s->meta, s->has_meta_key ? s->meta_key : NULL, &err);
 }
 
 void *repair_run(void *arg)
@@ -604,7 +610,7 @@ void *repair_run(void *arg)
 	for (size_t i = 0; rp && i < MAX_SOURCES; i++)
 		source_close(&rp->sources[i]);
 	if (rp) {
-		net_client_free(rp->meta);
+		metas_close(&rp->metas);
 		topology_put(rp->t);
 		free(rp->page);
 	}

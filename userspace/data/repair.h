@@ -24,7 +24,7 @@ struct pace {
 struct repair {
 	struct data_server *s;
 	struct topology *t; /* of this round; NULL: not joined yet */
-	struct net_client *meta;
+	struct metas metas;
 	struct source sources[MAX_SOURCES];
 	uint64_t uses;
 	struct pace copying, reading;

@@ -9,7 +9,7 @@
 
 struct data_options {
 	const char *dir;      /* created when missing; holds disk.uuid, lumps/, index/ */
-	const char *meta;     /* the meta server's endpoint, to join; retried for ever */
+	const char *meta;     /* the meta servers' endpoints, to join one; retried for ever */
 	const uint8_t *meta_key; /* 32 bytes: the meta server's public key; NULL: local or loopback */
 	const char *endpoint; /* what clients connect to, as told to the meta server */
 	const char *host;

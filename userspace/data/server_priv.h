@@ -24,6 +24,7 @@
 #include "base/fingerprint.h"
 #include "data/server.h"
 #include "data/bstore.h"
+#include "data/metas.h"
 #include "data/redirect.h"
 #include "data/verify.h"
 #include "proto/limits.h"
@@ -196,7 +197,7 @@ struct data_server {
 
 	/* The server's thread only: */
 	struct topology *topology; /* NULL: not joined yet */
-	struct net_client *client;
+	struct metas metas;
 	struct redirect *redirect;
 	uint64_t redirects;	   /* blocks */
 	bool asking;		   /* a request to the meta server is under way */
