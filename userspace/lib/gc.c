@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <string.h>
+#include "base/cleanup.h"
 #include "lib/internal.h"
 
 #define GC_CALL_MS 30000
@@ -181,7 +182,8 @@ static int delete_page(struct collection *g, uint32_t shard, uint32_t domain,
 	return r;
 }
 
-static int delete_condemned(struct collection *g, uint32_t shard, uint32_t domain,
+/* *@next: the next shard that has to be asked for. */
+static int delete_condemned(struct collection *g, uint32_t shard, uint32_t domain, uint32_t *next,
 			    struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
@@ -205,6 +207,7 @@ static int delete_condemned(struct collection *g, uint32_t shard, uint32_t domai
 		if (!r) {
 			fps = &reply.header->gc_list->fingerprints;
 			more = reply.header->gc_list->more && fps->len;
+			*next = MAX(reply.header->gc_list->next_shard, shard + 1);
 			if (fps->len) {
 				memcpy(after, fps->data + fps->len - FP_SIZE, FP_SIZE);
 				ask.after = (ProtobufCBinaryData){ FP_SIZE, after };
@@ -339,6 +342,7 @@ int cluster_gc(struct cluster *c, bool full, uint64_t push_idle_s, bool (*stoppe
 	       void *arg, struct cluster_gc_stats *stats, struct error *err)
 {
 	struct collection g = { .c = c, .stats = stats };
+	uint32_t condemned = 0; /* no shard before this one has any left */
 	int r;
 
 	*stats = (struct cluster_gc_stats){ 0 };
@@ -348,17 +352,20 @@ int cluster_gc(struct cluster *c, bool full, uint64_t push_idle_s, bool (*stoppe
 	/* The raised epochs came with a new map: data servers hear of it by its version. */
 	if (!r)
 		r = cluster_map_fetch(c, GC_CALL_MS, err);
-	for (uint32_t shard = 0; !r && shard < NR_SHARDS; shard++) {
+	for (uint32_t shard = 0, next; !r && shard < NR_SHARDS; shard = full ? shard + 1 : condemned) {
 		if (stopped && stopped(arg)) {
 			r = error_set(err, -EINTR,
 				      "stopped; what is left is collected the next time");
 			break;
 		}
+		next = condemned;
 		for (size_t i = 0; !r && i < g.nr_domains; i++) {
-			r = delete_condemned(&g, shard, g.domains[i], err);
+			if (shard >= condemned)
+				r = delete_condemned(&g, shard, g.domains[i], &next, err);
 			if (!r && full)
 				r = sweep_shard(&g, shard, g.domains[i], err);
 		}
+		condemned = next;
 	}
 	free(g.domains);
 	free(g.silent);

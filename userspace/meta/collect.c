@@ -196,6 +196,27 @@ static void add(Vmdedup__GcListReply *reply, const void *fp)
 	reply->fingerprints.len += FP_SIZE;
 }
 
+/* Most shards have nothing condemned, and to ask for each is a transaction each. */
+static int next_condemned(struct meta_call *c, uint32_t shard, Vmdedup__GcListReply *reply)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct fp from, to, fp;
+	int r;
+
+	shard_range(shard, &from, &to);
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT fp FROM blocks WHERE condemned > 0 AND fp > ?1 ORDER BY fp LIMIT 1",
+			V_FP(&to));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	reply->next_shard = NR_SHARDS;
+	if (r <= 0)
+		return r;
+	r = rows_bytes(&rows, 0, fp.b, FP_SIZE, &c->err);
+	reply->next_shard = fp_shard(&fp);
+	return r;
+}
+
 int gc_list(struct meta_call *c)
 {
 	const Vmdedup__GcList *req = c->req->gc_list;
@@ -206,7 +227,7 @@ int gc_list(struct meta_call *c)
 	int r;
 
 	r = check_suspended(c) ?: check_shard(c, req->shard, &(ProtobufCBinaryData){ 0 }) ?:
-	    list_reply(c, req->shard, limit, &reply);
+	    list_reply(c, req->shard, limit, &reply) ?: next_condemned(c, req->shard, reply);
 	if (!r && req->after.len)
 		r = call_get_fp(c, &req->after, "after", &after);
 	if (r)
