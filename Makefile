@@ -121,7 +121,7 @@ unit: unit-build
 	$(Q)tests/unit/run $(UNIT_TESTS) $(FUZZERS)
 
 # Fleets of processes that are killed at every step: the tests, and an agent whose cache is in them.
-CLUSTER_TESTS := handover random_ops push_steps volumes
+CLUSTER_TESTS := chaos_host handover random_ops push_steps volumes
 CLUSTER_WORLD := $(call objs,$(addprefix tests/cluster/,world.c cache_host.c))
 CLUSTER_WRAP  := cluster_push_begin cluster_push_block cluster_mutation_submit cluster_mutate \
                  agent_warm
