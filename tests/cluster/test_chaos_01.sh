@@ -116,17 +116,18 @@ dir = $store/data$i
 host = host$i
 listen = tcp://${address[i]-$here}:$(free_port)
 $(data_lines $i)"
-		[ $i != 2 ] || small_disk "$store/data2"
+		memory_disk $i
 		start_data $i
 	done
 	wait_until 30 servers_are_up $servers
 }
 
-# Without root it is as large as the others.
-small_disk() {
-	mkdir "$1"
-	[ "$(id -u)" = 0 ] && mount -t tmpfs -o size=192M chaos "$1" || return 0
-	cleanup_fn umount -l "$1"
+# A disk of its own for each, in memory: what is tested is not the disk of this machine. Without root
+# nobody fills one.
+memory_disk() {
+	mkdir "$store/data$1"
+	[ "$(id -u)" = 0 ] && mount -t tmpfs -o size=192M chaos "$store/data$1" || return 0
+	cleanup_fn umount -l "$store/data$1"
 	fills=1
 }
 
@@ -238,9 +239,9 @@ pause() {
 	sleep $(($1 + RANDOM % $2)).$((RANDOM % 10))
 }
 
-declare -A done=()
+declare -A troubles=()
 note() {
-	done[$1]=$((${done[$1]-0} + 1))
+	troubles[$1]=$((${troubles[$1]-0} + 1))
 	echo "$SECONDS $*" >>"$store/trouble"
 }
 
@@ -331,8 +332,8 @@ collector &
 workers+=($!)
 chaos
 wait "${workers[@]}"
-for i in "${!done[@]}"; do
-	echo "# $i: ${done[$i]}"
+for i in "${!troubles[@]}"; do
+	echo "# $i: ${troubles[$i]}"
 done
 echo "# $(wc -l <"$store/made") images made, $(wc -l <"$store/removed") removed," \
 	"$(wc -l <"$store/exports") exports compared, $(wc -l <"$store/pushes") pushes asked for," \
@@ -418,9 +419,12 @@ one_more_dies() {
 
 for name in was_of_use all_there nothing_was_wrong every_image_verifies every_volume_verifies heals \
 	counts_agree one_more_dies; do
-	echo "# $name"
+	echo "# $name, after $SECONDS s"
 	$name
 	case_n=$((case_n + 1))
 	echo "ok $case_n ${name//_/ }"
 done
+# How daemons end when they are asked to is for other tests.
+kill -KILL "${agent_pids[@]}" "${guest_pids[@]}" "${data_pids[@]}" "${meta_pids[@]}"
+wait "${agent_pids[@]}" "${guest_pids[@]}" "${data_pids[@]}" "${meta_pids[@]}" 2>/dev/null || :
 finish
