@@ -68,13 +68,15 @@ static int meta_silent(struct cluster *c, int r, struct error *err)
 			 strerror(-r));
 }
 
-/* No answer, or one that says that the store cannot be reached from there: it took its time to
- * find out, so that nobody comes back at once. */
+/* No answer, or one that says that the store cannot be reached from there, or that the transaction
+ * lost against others again and again: it took its time to find out, so that nobody comes back at
+ * once. */
 static bool try_next(int r, const struct net_reply *reply)
 {
 	if (!reply || !reply->header)
 		return r == -ETIMEDOUT;
-	return reply->header->error == EHOSTDOWN && reply->header->not_done;
+	return reply->header->not_done &&
+	       (reply->header->error == EHOSTDOWN || reply->header->error == EBUSY);
 }
 
 /* To wait longer each time is for a single server, which may be slow: of several, another one
