@@ -465,6 +465,46 @@ static void weighted_and_drained(void **state)
 	free(p);
 }
 
+/* One replica in each rack, and never a second one: with a rack lost a place stays empty. */
+static void racks_hold_one_each(void **state)
+{
+	struct placement *p = calloc(1, sizeof(*p));
+
+	p->replicas = 3;
+	p->shard_bytes = 1;
+	for (int i = 0; i < 6; i++) {
+		add_server(p, 1ULL << 40);
+		snprintf(p->servers[i].rack, sizeof(p->servers[i].rack), "rack%d", i / 2);
+	}
+	settle(p);
+	for (unsigned int s = 0; s < NR_SHARDS; s++) {
+		unsigned int racks = 0;
+
+		for (unsigned int k = 0; k < PROTO_MAX_PLACES; k++)
+			if (p->shards[s][k].server)
+				racks |= 1U << (p->shards[s][k].server - 1) / 2;
+		assert_int_equal(racks, 7);
+	}
+	for (uint32_t id = 1; id <= 6; id++)
+		assert_in_range(places_of(p, id), 500, 524);
+	/* Both hosts of one rack go: nobody may take their places. */
+	for (int i = 0; i < 2; i++) {
+		p->servers[i].leaves = true;
+		p->servers[i].takes = false;
+	}
+	p->unplaced = 0;
+	placement_fill(p);
+	assert_true(p->unplaced > 0);
+	for (uint32_t id = 3; id <= 6; id++)
+		assert_in_range(places_of(p, id), 500, 524);
+	/* A server in a fourth rack takes all of them. */
+	add_server(p, 4ULL << 40);
+	snprintf(p->servers[6].rack, sizeof(p->servers[6].rack), "rack3");
+	settle(p);
+	assert_int_equal(places_of(p, 7), NR_SHARDS);
+	free(p);
+}
+
 /* ---- the governor's lease ---- */
 
 static void lease_is_fenced(void **state)
@@ -508,6 +548,7 @@ static int run(const char *name)
 		T(lease_is_fenced),
 		cmocka_unit_test(fifth_server_moves_its_share),
 		cmocka_unit_test(weighted_and_drained),
+		cmocka_unit_test(racks_hold_one_each),
 	};
 
 	return cmocka_run_group_tests_name(name, tests, NULL, NULL);
