@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # timeout: 300
+# only when named
 # A fleet in use while everything in it fails: PostgreSQL with a synchronous standby under Patroni, two
 # meta servers, five data servers, three hosts that write volumes and push them, and users who import,
 # clone, export, remove and collect. Processes are killed and stopped, hosts are cut off (network
