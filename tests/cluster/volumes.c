@@ -371,6 +371,45 @@ static void case_trouble(struct test *t)
 	expect_image(t, "vol", t->ids);
 }
 
+/* A push that nobody waits for keeps to the rate; one that somebody asks for does not. */
+static void case_rate(struct test *t)
+{
+	const uint64_t rate = 64 << 10, bytes = 100 * (1U << WIRE_SHIFT);
+	struct host *h = &t->w->hosts[0];
+	uint64_t volume, start, ms, end;
+
+	make_base(t);
+	SHELL(t, NULL, "vmdedup image clone base vol; echo 'push_rate = 64K' >>%s", h->agent.conf);
+	process_restart(&h->agent);
+	host_wait(h);
+	attach(t, 0, "vol", 0, &volume);
+	expect_content(t, h, volume, t->ids);
+	for (uint64_t b = 0; b < 100; b++)
+		write_ids(t, h, volume, b * 8, 8, 700000 + (uint32_t)b);
+	start = clock_mono_ns();
+	if (cache_file_close(h->cache, volume))
+		die("close");
+	end = start + WAIT_MS * 1000000ULL;
+	while (shell(t, h, "vmdedup volume ls --json | jq -e '.[0].dirty_bytes == 0'"))
+		if (clock_mono_ns() > end || poll(NULL, 0, 100) < 0)
+			die("what was closed is not pushed");
+	ms = (clock_mono_ns() - start) / 1000000;
+	printf("# %llu bytes by themselves: %llu ms\n", (unsigned long long)bytes,
+	       (unsigned long long)ms);
+	/* Less one second's burst, and the last chunk, which nothing waits for: 16 blocks. */
+	if (ms + 1000 < (bytes - 16 * (1U << WIRE_SHIFT)) * 1000 / rate)
+		die("that is faster than the rate");
+	if (cache_file_open(h->cache, "vol", 0, &volume, &end))
+		die("open");
+	for (uint64_t b = 0; b < 280; b++)
+		write_ids(t, h, volume, b * 8, 8, 800000 + (uint32_t)b);
+	start = clock_mono_ns();
+	detach(t, 0, "vol", volume);
+	printf("# %d bytes that a detach waits for: %llu ms\n", 280 * (1U << WIRE_SHIFT),
+	       (unsigned long long)(clock_mono_ns() - start) / 1000000);
+	expect_image(t, "vol", t->ids);
+}
+
 static void on_step(void *arg, int host, const char *name)
 {
 	struct test *t = arg;
@@ -496,7 +535,7 @@ static const struct {
 } cases[] = {
 	{ "clone", case_clone },     { "recover", case_recover }, { "shared", case_shared },
 	{ "trouble", case_trouble }, { "collect", case_collect }, { "readers", case_readers },
-	{ "figures", case_figures },
+	{ "figures", case_figures }, { "rate", case_rate },
 };
 
 static void finish(struct test *t)
