@@ -47,6 +47,7 @@ static void slot_free_test(struct kunit *test)
 	struct cache *c = fake_cache(test, 18);
 	struct dedup_change change;
 	u32 n = fake_alloc_clean(c), gen;
+	u64 seq = c->slots[n].seq;
 
 	KUNIT_ASSERT_TRUE(test, next(c, &change));
 	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_CLEAN);
@@ -70,6 +71,12 @@ static void slot_free_test(struct kunit *test)
 	slots_reclaim(c);
 	KUNIT_EXPECT_TRUE(test, test_bit(n, c->pool));
 	KUNIT_EXPECT_EQ(test, (int)c->slots[n].state, SLOT_FREE);
+	/* Its next life has another name. */
+	KUNIT_ASSERT_EQ(test, fake_alloc(c, SLOT_FILLING, n), n);
+	KUNIT_EXPECT_GT(test, c->slots[n].seq, seq);
+	spin_lock(&c->lock);
+	slot_unalloc(c, n);
+	spin_unlock(&c->lock);
 }
 
 /* A CLEAN record that was not handed out yet is overtaken by its FREE record, once. */

@@ -9,9 +9,9 @@
  *
  * write makes COUNT operations of random length and place, all determined by SEED. Each sector
  * says which operation it is of. After every EVERY (default 8) it makes them durable, by fdatasync
- * or, with SYNC = fua, by writing each with O_DSYNC, and then appends the number of the
- * last one to LOG; to a LOG that is a block device it writes an acknowledgement (struct
- * stamp_ack) instead, at sector SEED % 64. It stops at the first error, with status 2.
+ * or, with SYNC = fua, by writing each with FUA, and then appends the number of the last one to
+ * LOG; to a LOG that is a block device it writes an acknowledgement (struct stamp_ack) instead, at
+ * sector SEED % 64. It stops at the first error, with status 2.
  *
  *	-f FIRST	goes on with this operation: those before it are durable
  *	-r		reads random sectors now and then, which must hold what was written last
@@ -31,7 +31,9 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+#include <linux/aio_abi.h>
 #include <linux/fs.h>
 #include "../stamps.h"
 
@@ -55,6 +57,7 @@ struct writer {
 	struct stamps before; /* the state as the reader sees it: all done is durable */
 	int fd;
 	int sync_fd;
+	aio_context_t aio;
 	int log;
 	bool log_is_device;
 	uint8_t *buf;
@@ -76,6 +79,22 @@ static uint64_t sectors_of(int fd)
 
 /* ---- write ---- */
 
+/* pwrite() to a device that is open with O_DSYNC is a FUA write and a flush; this is only the first. */
+static int write_fua(struct writer *w, uint64_t offset, uint64_t bytes)
+{
+	struct iocb cb = {
+		.aio_fildes = w->sync_fd, .aio_lio_opcode = IOCB_CMD_PWRITE,
+		.aio_buf = (uintptr_t)w->buf, .aio_nbytes = bytes, .aio_offset = offset,
+	};
+	struct iocb *cbs[] = { &cb };
+	struct io_event done;
+
+	if (syscall(SYS_io_submit, w->aio, 1, cbs) != 1 ||
+	    syscall(SYS_io_getevents, w->aio, 1, 1, &done, NULL) != 1)
+		return -1;
+	return done.res == (int64_t)bytes ? 0 : -1;
+}
+
 static int do_op(struct writer *w, const struct args *a, uint64_t n)
 {
 	const struct stamp_op *op = &w->stamps.ops[n];
@@ -87,9 +106,9 @@ static int do_op(struct writer *w, const struct args *a, uint64_t n)
 		return ioctl(w->fd, BLKDISCARD, range);
 	for (uint32_t i = 0; i < op->len; i++)
 		stamps_fill(&w->stamps, (uint64_t *)(w->buf + i * STAMP_SECTOR), op->sector + i, n);
-	/* O_DSYNC flushes nothing but its own write: then each is one. */
-	return pwrite(a->fua ? w->sync_fd : w->fd, w->buf, range[1], range[0]) ==
-		       (ssize_t)range[1] ? 0 : -1;
+	if (a->fua)
+		return write_fua(w, range[0], range[1]);
+	return pwrite(w->fd, w->buf, range[1], range[0]) == (ssize_t)range[1] ? 0 : -1;
 }
 
 static int acknowledge(struct writer *w, const struct args *a, uint64_t n)
@@ -183,7 +202,7 @@ static int do_write(const struct args *a)
 				  open(a->log, O_WRONLY | O_CREAT | O_APPEND | O_DSYNC, 0644);
 	if (w.fd < 0 || w.sync_fd < 0 || w.log < 0 || !w.buf || !sectors_of(w.fd) ||
 	    stamps_init(&w.stamps, a->seed, a->count, sectors_of(w.fd), a->zeros) ||
-	    (a->reads && read_base(&w, a))) {
+	    (a->reads && read_base(&w, a)) || (a->fua && syscall(SYS_io_setup, 1, &w.aio))) {
 		perror(a->device);
 		return 1;
 	}

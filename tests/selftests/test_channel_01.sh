@@ -16,7 +16,7 @@ size=$((16 << 20))
 
 second_agent() {
 	start_agent "img=$TEST_TMP/img"
-	expect_error "busy" channel_agent serve "$uuid:$cache" "$TEST_TMP/second" "img=$TEST_TMP/img"
+	expect_error "busy" timeout 30 channel_agent serve "$uuid:$cache" "$TEST_TMP/second" "img=$TEST_TMP/img"
 	expect_error "denied|such file" su nobody -s /bin/sh -c "cat /dev/dm-dedup/$uuid"
 }
 
