@@ -261,9 +261,20 @@ struct totals {
 	uint64_t failed;
 };
 
+/* Until an acknowledgement has just come: what it promises had no time to get there by itself. */
+static void step_to_ack(struct replay *r)
+{
+	const struct log_entry *e;
+
+	while ((e = next_entry(r, r->at)) && step(r))
+		if (e->kind == LOG_ACK)
+			return;
+}
+
 /*
- * Points are spread evenly over the flushes; each is a random number of entries after its flush, up
- * to the one after the next, so that the cut comes anywhere.
+ * Points are spread evenly over the flushes. Every second one is the next acknowledgement after its
+ * flush; the others are a random number of entries after it, up to the flush after the next, so
+ * that the cut comes anywhere.
  */
 static void try_points(struct replay *r, uint64_t points, unsigned int tries, const char *keep,
 		       struct totals *t)
@@ -274,11 +285,13 @@ static void try_points(struct replay *r, uint64_t points, unsigned int tries, co
 		points = flushes;
 	for (t->points = 0; t->points < points; t->points++) {
 		uint64_t until = (t->points * flushes + random64(r) % flushes) / points + 1;
-		uint64_t more;
+		int more = t->points % 2 ? 0 : random64(r) % 12;
 
 		while (r->flushed < until && step(r))
 			;
-		for (more = random64(r) % 12; more && r->flushed < until + 2 && step(r); more--)
+		if (t->points % 2)
+			step_to_ack(r);
+		while (more-- && r->flushed < until + 2 && step(r))
 			;
 		t->lost += r->nr_writes;
 		t->images += tries;
