@@ -147,9 +147,12 @@ bool fake_fail_alloc(unsigned int nth)
 	return !p;
 }
 
-void fake_fail_none(void)
+bool fake_fail_none(void)
 {
+	bool failed = !current->fail_nth;
+
 	current->fail_nth = 0;
+	return failed;
 }
 #else
 bool fake_fail_alloc(unsigned int nth)
@@ -157,7 +160,8 @@ bool fake_fail_alloc(unsigned int nth)
 	return false;
 }
 
-void fake_fail_none(void)
+bool fake_fail_none(void)
 {
+	return false;
 }
 #endif

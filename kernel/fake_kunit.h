@@ -33,6 +33,7 @@ struct overlay *fake_open(struct volume *vol, u64 block, u8 flags);
  * kernel has no fault injection, or failslab spares those that may sleep.
  */
 bool fake_fail_alloc(unsigned int nth);
-void fake_fail_none(void);
+/* No more of that. True if one has failed since. */
+bool fake_fail_none(void);
 
 #endif

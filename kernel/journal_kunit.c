@@ -3,6 +3,7 @@
 #include <kunit/test.h>
 #include <linux/module.h>
 #include <linux/vmalloc.h>
+#include "fake_kunit.h"
 #include "ledger.h"
 
 #define BLOCK_SHIFT	12
@@ -182,9 +183,60 @@ static void test_rot(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, open_and_load(w), -EUCLEAN);
 }
 
+/*
+ * Each allocation of an open fails once, and each of a start: -ENOMEM, nothing is leaked, and all that
+ * was committed is there for the next try. (Most are large, and come from vmalloc() instead then.)
+ */
+static void test_nomem(struct kunit *test)
+{
+	static const u8 incarnation[DEDUP_UUID_BYTES] = { 1, 2, 3 };
+	struct world *w = test->priv;
+	unsigned int nth, failed = 0;
+	bool hit = true;
+	int r;
+
+	KUNIT_ASSERT_EQ(test, open_and_load(w), 0);
+	KUNIT_ASSERT_EQ(test, dedup_ledger_start(&w->ledger, incarnation, NULL), 0);
+	KUNIT_ASSERT_EQ(test, commit_to(w, 300), 0);
+	dedup_ledger_close(&w->ledger);
+	for (nth = 1; hit; nth++) {
+		KUNIT_ASSERT_LT(test, nth, 500U);
+		if (!fake_fail_alloc(nth))
+			kunit_skip(test, "allocations that may sleep do not fail here");
+		r = open_and_load(w);
+		hit = fake_fail_none();
+		failed += !!r;
+		if (r) {
+			KUNIT_ASSERT_EQ(test, r, -ENOMEM);
+			continue;
+		}
+		KUNIT_EXPECT_EQ(test, w->loaded, 300ULL);
+		dedup_ledger_close(&w->ledger);
+	}
+	KUNIT_EXPECT_GE(test, failed, 1U);
+
+	for (nth = 1, hit = true, failed = 0; hit; nth++) {
+		KUNIT_ASSERT_LT(test, nth, 500U);
+		KUNIT_ASSERT_EQ(test, open_and_load(w), 0);
+		KUNIT_EXPECT_EQ(test, w->loaded, 300ULL);
+		fake_fail_alloc(nth);
+		r = dedup_ledger_start(&w->ledger, incarnation, NULL);
+		hit = fake_fail_none();
+		failed += !!r;
+		if (r)
+			KUNIT_ASSERT_EQ(test, r, -ENOMEM);
+		KUNIT_EXPECT_EQ(test, w->ledger.writable, !r);
+		dedup_ledger_close(&w->ledger);
+	}
+	KUNIT_EXPECT_GE(test, failed, 1U);
+	KUNIT_ASSERT_EQ(test, open_and_load(w), 0);
+	KUNIT_EXPECT_EQ(test, w->sum, 300ULL * 301 / 2);
+}
+
 static struct kunit_case journal_tests[] = {
 	KUNIT_CASE(test_recovery),
 	KUNIT_CASE(test_rot),
+	KUNIT_CASE(test_nomem),
 	{}
 };
 

@@ -160,5 +160,6 @@ int volume_grow(struct volume *vol, u64 size, struct map_growth *g)
 	if (size < vol->rec.size || !g)
 		return -EBUSY;
 	map_grow(vol, g);
-	return dedup_store_sync(vol->cache->store);
+	/* No store: a test plays it. */
+	return vol->cache->store ? dedup_store_sync(vol->cache->store) : 0;
 }

@@ -382,6 +382,85 @@ static void volume_load_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &good), 0);
 }
 
+/* Opening a cache without memory: every allocation of the load fails once. */
+static void load_nomem_test(struct kunit *test)
+{
+	struct dedup_volume_rec rec = {
+		.id = 5, .size = 1 << 20, .cut_counter = 2, .committed_cut = 1, .name = "a",
+	};
+	struct dedup_slot_rec slot = {
+		.state = DEDUP_SLOT_DIRTY, .seq = 9, .block = 1, .cut = 2, .bitmap = { 1 },
+	};
+	unsigned int nth, failed = 0;
+	struct volume *vol;
+	struct cache *c;
+	bool hit = true;
+	u64 before;
+	int r;
+
+	/* (The leak checker allocates, too, and does without if need be.) */
+	for (nth = 1; hit; nth++) {
+		KUNIT_ASSERT_LT(test, nth, 50U);
+		c = fake_cache(test, 12);
+		if (!fake_fail_alloc(nth))
+			kunit_skip(test, "allocations that may sleep do not fail here");
+		r = volume_load(c, 3, &rec);
+		hit = fake_fail_none();
+		failed += !!r;
+		if (r)
+			KUNIT_EXPECT_EQ(test, r, -ENOMEM);
+		KUNIT_EXPECT_EQ(test, c->nr_volumes, (unsigned int)!r);
+		KUNIT_EXPECT_EQ(test, test_bit(3, c->indexes), !r);
+	}
+	KUNIT_EXPECT_GE(test, failed, 2U);
+
+	vol = volume_find(c, 5);
+	KUNIT_ASSERT_NOT_NULL(test, vol);
+	before = atomic64_read(&c->memory);
+	/* The leaf, then the overlay. */
+	fake_fail_alloc(1);
+	KUNIT_EXPECT_EQ(test, overlay_load(vol, 7, &slot), -ENOMEM);
+	fake_fail_none();
+	KUNIT_EXPECT_EQ(test, (u64)atomic64_read(&c->memory), before);
+	KUNIT_ASSERT_EQ(test, volume_make_leaf(vol, 1, GFP_KERNEL), 0);
+	fake_fail_alloc(1);
+	KUNIT_EXPECT_EQ(test, overlay_load(vol, 7, &slot), -ENOMEM);
+	fake_fail_none();
+	KUNIT_EXPECT_EQ(test, vol->nr_dirty, 0ULL);
+	KUNIT_EXPECT_EQ(test, (int)c->slots[7].state, SLOT_FREE);
+	KUNIT_EXPECT_EQ(test, volume_entry(vol, 1), 0ULL);
+	KUNIT_EXPECT_EQ(test, overlay_load(vol, 7, &slot), 0);
+	KUNIT_EXPECT_EQ(test, vol->nr_dirty, 1ULL);
+	spin_lock(&c->lock);
+	__clear_bit(7, c->pool);
+	c->nr_pool--;
+	spin_unlock(&c->lock);
+	volume_put(vol);
+}
+
+static void slots_nomem_test(struct kunit *test)
+{
+	struct cache *c = kunit_kzalloc(test, sizeof(*c), GFP_KERNEL);
+	unsigned int nth, failed = 0;
+	bool hit = true;
+	int r;
+
+	KUNIT_ASSERT_NOT_NULL(test, c);
+	c->nr_slots = FAKE_SLOTS;
+	for (nth = 1; hit; nth++) {
+		KUNIT_ASSERT_LT(test, nth, 100U);
+		if (!fake_fail_alloc(nth))
+			kunit_skip(test, "allocations that may sleep do not fail here");
+		r = slots_init(c);
+		hit = fake_fail_none();
+		failed += !!r;
+		if (r)
+			KUNIT_EXPECT_EQ(test, r, -ENOMEM);
+		slots_exit(c);
+	}
+	KUNIT_EXPECT_GE(test, failed, 2U);
+}
+
 static struct kunit_case slot_cases[] = {
 	KUNIT_CASE(slot_alloc_test),
 	KUNIT_CASE(slot_free_test),
@@ -389,6 +468,8 @@ static struct kunit_case slot_cases[] = {
 	KUNIT_CASE(slot_failed_store_test),
 	KUNIT_CASE(slot_retire_test),
 	KUNIT_CASE(inflight_test),
+	KUNIT_CASE(load_nomem_test),
+	KUNIT_CASE(slots_nomem_test),
 	{}
 };
 
