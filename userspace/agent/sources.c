@@ -530,7 +530,8 @@ void sources_peer_answer(struct sources *s, unsigned int peer, uint64_t id, int 
 	}
 	g->by_filter &= g->nr_to_ask != 0;
 	s->stats.on_way += r == -EINPROGRESS;
-	if (r == -EINPROGRESS)
+	/* So is one that is busy, if the data server named it: it is not asked by all instead. */
+	if (r == -EINPROGRESS || (g->redirected && (r == -EBUSY || r == -EREMOTE)))
 		note_on_way(s, g, peer);
 	else
 		g->tried |= 1ULL << peer;

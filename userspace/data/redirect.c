@@ -17,8 +17,8 @@ struct known {
 
 struct record {
 	uint16_t peer;
-	uint16_t named; /* as the first */
-	uint32_t generation;
+	uint8_t named;	    /* as the first */
+	uint8_t generation; /* its low bits: a record that is taken for another's is a bad hint */
 };
 
 /* Oldest record first. */
@@ -146,7 +146,7 @@ static bool knows(struct redirect *r, struct entry *e, size_t peer)
 	size_t i;
 
 	for (i = 0; i < e->nr;) {
-		if (r->peers[e->ring[i].peer].generation != e->ring[i].generation) {
+		if ((uint8_t)r->peers[e->ring[i].peer].generation != e->ring[i].generation) {
 			drop_record(e, i);
 			continue;
 		}
@@ -155,7 +155,9 @@ static bool knows(struct redirect *r, struct entry *e, size_t peer)
 	return found;
 }
 
-/* The one that has been named most gives way to the newest. */
+/* One that has been named to as many as it should gives way to the newest. While there is none, the
+ * newest is not remembered: were those forgotten that are still to be named, the tree would become as
+ * deep as there are hosts. */
 static void remember(struct redirect *r, struct entry *e, size_t peer)
 {
 	size_t i, most = 0;
@@ -164,10 +166,12 @@ static void remember(struct redirect *r, struct entry *e, size_t peer)
 		for (i = 1; i < e->nr; i++)
 			if (e->ring[i].named > e->ring[most].named)
 				most = i;
+		if (e->ring[most].named < REDIRECT_FANOUT)
+			return;
 		drop_record(e, most);
 	}
 	e->ring[e->nr++] = (struct record){
-		.peer = (uint16_t)peer, .generation = r->peers[peer].generation,
+		.peer = (uint16_t)peer, .generation = (uint8_t)r->peers[peer].generation,
 	};
 }
 
@@ -192,12 +196,16 @@ static size_t name_some(struct redirect *r, struct entry *e, size_t not,
 	size_t first = first_name(e), nr = 0, i;
 
 	if (e->ring[first].peer != not) {
-		e->ring[first].named++;
+		e->ring[first].named += e->ring[first].named < UINT8_MAX;
 		names[nr++] = &r->peers[e->ring[first].peer].address;
 	}
-	for (i = 0; i < e->nr && nr < REDIRECT_NAMES; i++)
-		if (i != first && e->ring[i].peer != not)
-			names[nr++] = &r->peers[e->ring[i].peer].address;
+	/* Then those that asked just before it. */
+	for (i = 1; i < e->nr && nr < REDIRECT_NAMES; i++) {
+		size_t at = (first + e->nr - i) % e->nr;
+
+		if (e->ring[at].peer != not)
+			names[nr++] = &r->peers[e->ring[at].peer].address;
+	}
 	return nr;
 }
 

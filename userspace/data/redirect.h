@@ -20,12 +20,12 @@
 
 #define REDIRECT_NAMES	 3	/* peers named in one answer */
 #define REDIRECT_FANOUT	 4	/* how often a peer is the first that is named for a block */
-#define REDIRECT_RING	 8	/* requesters remembered for a block */
+#define REDIRECT_RING	 64	/* requesters remembered for a block */
 #define REDIRECT_PEERS	 4096
 #define REDIRECT_TTL_NS	 60000000000ULL	/* after so long without a request a block is forgotten */
 
 struct redirect;
-/* @blocks: remembered at most, about 100 bytes each. NULL: no memory. */
+/* @blocks: remembered at most, about 300 bytes each. NULL: no memory. */
 struct redirect *redirect_new(size_t blocks);
 void redirect_free(struct redirect *r);
 
