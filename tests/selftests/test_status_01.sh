@@ -196,11 +196,41 @@ tracepoints() {
 	done
 }
 
+# Sixteen writers whose every write is synced, on a disk that takes its time: one commit for many.
+shared_commits() {
+	local raw n i commits appends writers=()
+	modprobe -q dm-delay || dmsetup targets | grep -q delay || exit 4
+	raw=$(make_disk 64)
+	n=$(sectors "$raw")
+	dm_create slow "0 $n delay $raw 0 0 $raw 0 30"
+	format_cache /dev/mapper/slow
+	open_cache cache1 /dev/mapper/slow
+	cleanup_fn stop_agent
+	start_agent "img=$TEST_TMP/img"
+	attach vol1 img $size
+	dmsetup message cache1 0 reset_stats
+	for ((i = 0; i < 16; i++)); do
+		start dd if=/dev/zero of=/dev/mapper/vol1 bs=4k seek=$((i * 40)) count=20 \
+			oflag=direct,dsync conv=notrunc status=none
+		writers+=("$pid")
+	done
+	for i in "${writers[@]}"; do
+		wait "$i"
+	done
+	commits=$(volume_status vol1 flush_commits) appends=$(cache_status cache1 appends)
+	echo "# $commits writes waited for the journal, which had $appends rounds"
+	[ "$commits" -ge 160 ]
+	# (They do not start at once on a machine that is busy.)
+	[ $((appends * 2)) -le "$commits" ]
+	dmsetup remove --retry vol1
+}
+
 run_case "status and its documentation have the same keys" documented
 run_case "where blocks came from, and what reads hit" provenance
 run_case "dirty slots and what is written in them" utilisation
 run_case "the oldest unpushed write" age_over_a_push
 run_case "how long blocks took" histogram
+run_case "many that wait, one commit" shared_commits
 run_case "messages" messages
 run_case "options of a later table" options
 run_case "tracepoints" tracepoints
