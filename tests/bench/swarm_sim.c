@@ -270,6 +270,7 @@ int main(int argc, char **argv)
 			names[nr_names++] = argv[a];
 		}
 	}
+	setenv("VMDEDUP_QUIET", "1", 0);
 	printf("seed %llu\n%-20s %6s %6s %6s %6s  %6s  %8s  %9s  %7s  %5s\n", (unsigned long long)seed, "",
 	       "first", "median", "99 %", "worst", "server", "messages", "copies", "far", "took");
 	json = fopen("build/bench/swarm_sim.json", "w");
