@@ -181,6 +181,10 @@ $(O)/tests/bench/meta: $(O)/obj/tests/bench/meta.o \
 $(O)/tests/bench/swarm_sim: $(O)/obj/tests/bench/swarm_sim.o $(SIM_OBJS) $(LIBS)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+$(O)/tests/bench/cluster_sim: $(O)/obj/tests/bench/cluster_sim.o \
+		$(call objs,$(addprefix tests/unit/,meta_world.c pg_cluster.c)) $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 bench-build: $(BENCHES)
 
 # --- kernel ----------------------------------------------------------------------------------

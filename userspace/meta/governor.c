@@ -2,7 +2,6 @@
 /* The governor's judgement, on the meta server's thread. The rules: governor.h. */
 #include "meta/governor.h"
 #include "meta/probe.h"
-#include "base/clock.h"
 #include "base/log.h"
 
 #include <errno.h>
@@ -47,9 +46,9 @@ struct governor {
 	struct probe_state states[META_MAX_SERVERS];
 };
 
-static uint64_t now_ns(void)
+static uint64_t now_ns(struct governor *g)
 {
-	return clock_mono_ns();
+	return g->m->env->mono_ns(g->m->env->ctx);
 }
 
 static void accused(void *arg, uint32_t server)
@@ -245,7 +244,7 @@ static int judge(struct governor *g, struct ward *w, const struct probe_state *s
 static int judge_all(struct governor *g, struct error *err)
 {
 	size_t nr = prober_states(g->prober, g->states, META_MAX_SERVERS);
-	uint64_t now = now_ns();
+	uint64_t now = now_ns(g);
 	int r = 0;
 
 	for (size_t i = 0; !r && i < g->nr; i++) {
@@ -299,7 +298,7 @@ static int lead(struct governor *g, uint64_t now, struct error *err)
 
 void governor_tick(struct governor *g)
 {
-	uint64_t now = now_ns();
+	uint64_t now = now_ns(g);
 	struct error err = { 0 };
 	int r = lead(g, now, &err);
 
