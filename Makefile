@@ -163,6 +163,12 @@ $(O)/tests/cluster/history: $(O)/obj/tests/cluster/history.o $(LIBS)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
 cluster-build: $(O)/tests/cluster/history
 
+# Many clients of one data server.
+$(O)/tests/cluster/clients: $(O)/obj/tests/cluster/clients.o $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+cluster-build: $(O)/tests/cluster/clients
+
 # Many hosts in one program.
 $(O)/tests/cluster/swarm: $(O)/obj/tests/cluster/swarm.o $(LIBS)
 	@mkdir -p $(@D)
