@@ -244,7 +244,7 @@ static void ask_join(struct data_server *s)
 	Vmdedup__ServerJoin join = VMDEDUP__SERVER_JOIN__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	const uint8_t *key = net_ctx_public_key(s->net);
-	struct uuid disk = *bstore_disk(s->store), last;
+	struct uuid disk = *bstore_disk(s->store), last, cluster;
 	struct bstore_stat st;
 	int r = bstore_stat(s->store, &st);
 
@@ -264,6 +264,9 @@ static void ask_join(struct data_server *s)
 	join.rack = s->rack;
 	join.commits = st.sequence;
 	join.session = (ProtobufCBinaryData){ sizeof(s->session.b), s->session.b };
+	cluster = *bstore_cluster(s->store);
+	if (!uuid_is_null(&cluster))
+		join.cluster = (ProtobufCBinaryData){ sizeof(cluster.b), cluster.b };
 	last = *bstore_session(s->store);
 	join.last_session = (ProtobufCBinaryData){ sizeof(last.b), last.b };
 	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_JOIN;

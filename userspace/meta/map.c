@@ -275,6 +275,24 @@ static int update_server(struct meta_call *c, const struct known *k)
 	return n < 0 ? (int)n : 0;
 }
 
+/* Before anything is said of it: a server that can never join is not up. */
+static int check_cluster(struct meta_call *c)
+{
+	const ProtobufCBinaryData *in = &c->req->server_join->cluster;
+	char theirs[UUID_TEXT_SIZE], ours[UUID_TEXT_SIZE];
+	struct uuid cluster;
+
+	if (!in->len)
+		return 0;
+	if (call_get_uuid(c, in, "the cluster's UUID", &cluster))
+		return c->err.code;
+	if (uuid_equal(&cluster, &c->m->params.uuid))
+		return 0;
+	return call_error(c, -EXDEV, "the disk belongs to cluster %s, the meta server to %s: give the "
+			  "server an empty folder, or its own meta server",
+			  uuid_to_text(&cluster, theirs), uuid_to_text(&c->m->params.uuid, ours));
+}
+
 static int check_join(struct meta_call *c, struct uuid *disk)
 {
 	const Vmdedup__ServerJoin *req = c->req->server_join;
@@ -289,7 +307,7 @@ static int check_join(struct meta_call *c, struct uuid *disk)
 	if ((req->session.len && req->session.len != 16) ||
 	    (req->last_session.len && req->last_session.len != 16))
 		return call_error(c, -EINVAL, "a session's UUID has 16 bytes");
-	return call_get_uuid(c, &req->disk, "the disk's UUID", disk) ?:
+	return check_cluster(c) ?: call_get_uuid(c, &req->disk, "the disk's UUID", disk) ?:
 	       call_check_text(c, req->endpoint, "the endpoint") ?:
 	       call_check_text(c, req->host, "the host's name") ?:
 	       call_check_text(c, req->rack, "the rack's name");
