@@ -21,9 +21,18 @@ said() { # PATTERN
 	grep -cE "$1" "$store/meta.log" || [ $? = 1 ]
 }
 
-# Nobody asks for anything: the heartbeat alone notices.
+# found SECONDS PATTERN: the log says so within that time; prints how long it took.
+found() {
+	local from
+	from=$(date +%s%N)
+	wait_until "$1" in_log "$2"
+	echo "# found after $((($(date +%s%N) - from) / 1000000)) ms"
+}
+
+# Nobody asks for anything: the heartbeat alone, once a second, notices.
 killed_is_down() {
 	kill_hard "${data_pids[1]}"
+	found 5 'host host1\) is down: nothing listens there'
 	wait_until 10 in_state 1 down
 	start_data 1
 	wait_until 20 in_state 1 up
@@ -45,7 +54,7 @@ slow_is_up() {
 # One that is silent for longer is down, and comes back by its heartbeats alone.
 silent_is_down() {
 	kill -STOP "${data_pids[2]}"
-	wait_until 20 in_log 'host host2\) is down: it does not answer'
+	found 12 'host host2\) is down: it does not answer' # after six seconds of silence
 	kill -CONT "${data_pids[2]}"
 	wait_until 20 in_state 2 up
 }
