@@ -1,7 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # timeout: 300
-# only when named
 # A fleet in use while everything in it fails: PostgreSQL with a synchronous standby under Patroni, two
 # meta servers, five data servers, three hosts that write volumes and push them, and users who import,
 # clone, export, remove and collect. Processes are killed and stopped, hosts are cut off (network
@@ -31,27 +30,31 @@ here=127.0.0.1 bridge=vmdc$$ enter=() address=() cut_off=()
 # isolate WHO N: a namespace with the address .N for what is called WHO.
 isolate() {
 	local ns=$bridge-$1 veth=v$$$1
-	ip netns add "$ns"
+	ip netns add "$ns" || return
 	cleanup_fn ip netns del "$ns"
-	ip link add "$veth" type veth peer name eth0 netns "$ns"
-	ip link set "$veth" master "$bridge" up
-	ip -n "$ns" link set lo up
-	ip -n "$ns" addr add "$net.$2/24" dev eth0
-	ip -n "$ns" link set eth0 up
-	cut_off+=("$ns")
+	ip link add "$veth" type veth peer name eth0 netns "$ns" &&
+		ip link set "$veth" master "$bridge" up &&
+		ip -n "$ns" link set lo up &&
+		ip -n "$ns" addr add "$net.$2/24" dev eth0 &&
+		ip -n "$ns" link set eth0 up
+}
+
+# Nobody listens at port 9: that is said at once, unless a firewall looks after bridges here.
+reaches() {
+	local r=0
+	ip netns exec "$bridge-$1" timeout 5 bash -c "exec 3<>/dev/tcp/$net.$2/9" 2>/dev/null || r=$?
+	[ $r = 1 ]
 }
 
 make_network() {
 	net=10.$((64 + RANDOM % 64)).$((RANDOM % 256))
 	ip link add "$bridge" type bridge || return
 	cleanup_fn ip link del "$bridge"
-	ip addr add "$net.1/24" dev "$bridge"
-	ip link set "$bridge" up
+	ip addr add "$net.1/24" dev "$bridge" && ip link set "$bridge" up || return
+	isolate d3 13 && isolate d4 14 && isolate h3 23 && reaches d3 14 && reaches h3 1 || return
 	here=$net.1
-	isolate d3 13
-	isolate d4 14
-	isolate h3 23
 	address=([3]=$net.13 [4]=$net.14)
+	cut_off=("$bridge-d3" "$bridge-d4" "$bridge-h3")
 	enter=([3]="ip netns exec $bridge-d3" [4]="ip netns exec $bridge-d4" [13]="ip netns exec $bridge-h3")
 }
 
