@@ -9,7 +9,7 @@
 
 requires "$TESTS_BIN/volumes"
 
-for name in clone recover shared trouble rate collect readers; do
+for name in clone recover shared trouble rate collect readers resize; do
 	run_case "volumes: $name" "$TESTS_BIN/volumes" $name
 done
 finish

@@ -479,6 +479,69 @@ static void case_readers(struct test *t)
 	free(base);
 }
 
+/* What @volume should be: @ids, then zeros up to @mib, with one block of @last at its end. */
+static void expect_grown(struct test *t, const char *name, unsigned int mib, bool last)
+{
+	save(t, t->ids, "wanted");
+	SHELL(t, NULL, "truncate -s %uM wanted; %s; vmdedup image verify %s --format raw --against wanted",
+	      mib, last ? "head -c 4096 /dev/zero | tr '\\0' x | dd of=wanted bs=4096 iflag=fullblock "
+			  "conv=notrunc seek=$(($(stat -c %s wanted) / 4096 - 1))" : "true", name);
+}
+
+/* An image grows under a running volume, which follows later; pushes go on at each point. */
+static void case_resize(struct test *t)
+{
+	struct host *here = &t->w->hosts[0], *there = &t->w->hosts[1];
+	uint64_t volume, other;
+	uint8_t block[4096], seen[4096];
+
+	memset(block, 'x', sizeof(block));
+	make_base(t);
+	SHELL(t, NULL, "vmdedup image clone base vol");
+	attach(t, 0, "vol", 0, &volume);
+	write_ids(t, here, volume, 80, 40, 6001);
+	SHELL(t, NULL, "for s in 1M 65T 2000000000T 1000 x; do r=0; vmdedup image resize vol $s 2>said || r=$?; "
+	      "[ $r = 1 ] || [ $r = 2 ]; done; vmdedup image resize vol 1M 2>said || grep 'cannot become smaller' said; "
+	      "[ $(vmdedup image resize vol 260M --json | jq .size) = 272629760 ]");
+	/* Three levels instead of two; the volume, and what it stands on, know nothing of it yet. */
+	push(t, 0, "vol");
+	expect_grown(t, "vol", 260, false);
+	expect_content(t, here, volume, t->ids);
+	write_ids(t, here, volume, 0, 3, 6002);
+	SHELL(t, NULL, "vmdedup image resize vol 261M && vmdedup image resize vol 300M && "
+	      "vmdedup image resize vol 300M && vmdedup image snapshot vol");
+	if (cache_file_grow(here->cache, volume))
+		die("the volume does not grow");
+	/* It has the size, and the root of before. */
+	cache_file_evict_all(here->cache);
+	process_restart(&here->agent);
+	host_wait(here);
+	expect_content(t, here, volume, t->ids);
+	if (cache_file_write(here->cache, volume, (300ULL << 20) - 4096, block, 4096) ||
+	    cache_file_read(here->cache, volume, (200ULL << 20), seen, 4096) || seen[7])
+		die("what is new of the volume");
+	push(t, 0, "vol");
+	expect_grown(t, "vol", 300, true);
+	/* Clean on a grown head, opened again; and elsewhere. */
+	SHELL(t, NULL, "vmdedup image resize vol 301M");
+	if (cache_file_close(here->cache, volume))
+		die("close");
+	attach(t, 0, "vol", 0, &volume);
+	if (cache_file_grow(here->cache, volume))
+		die("the volume does not grow at its second open");
+	write_ids(t, here, volume, 900, 30, 6003);
+	detach(t, 0, "vol", volume);
+	SHELL(t, NULL, "vmdedup cluster check");
+	attach(t, 1, "vol", 0, &other);
+	expect_content(t, there, other, t->ids);
+	if (cache_file_read(there->cache, other, (300ULL << 20) - 4096, seen, 4096) ||
+	    memcmp(seen, block, 4096))
+		die("what was new of the volume, elsewhere");
+	detach(t, 1, "vol", other);
+	SHELL(t, NULL, "[ $(vmdedup image show vol --json | jq .size) = $((301 << 20)) ] && "
+	      "[ $(vmdedup image show vol --version 1 --json | jq .size) = $((300 << 20)) ]");
+}
+
 /* Figures: what a clone costs. */
 static double seconds_of(struct test *t, const char *line)
 {
@@ -535,7 +598,7 @@ static const struct {
 } cases[] = {
 	{ "clone", case_clone },     { "recover", case_recover }, { "shared", case_shared },
 	{ "trouble", case_trouble }, { "collect", case_collect }, { "readers", case_readers },
-	{ "figures", case_figures }, { "rate", case_rate },
+	{ "figures", case_figures }, { "rate", case_rate },	  { "resize", case_resize },
 };
 
 static void finish(struct test *t)

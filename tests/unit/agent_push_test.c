@@ -101,7 +101,7 @@ static bool broken(struct fault *f, bool after)
 }
 
 static int net_begin(void *ctx, const struct push_name *name, bool *done, struct fp *root,
-		     struct error *err)
+		     uint64_t *size, struct error *err)
 {
 	struct world *w = ctx;
 	struct server *s = &w->server;

@@ -70,7 +70,7 @@ static int setup(void **state)
 	/* As the release with schema 1 made it. */
 	run_sql(rig->old,
 		"DROP TABLE governor; DROP TABLE peers; DROP TABLE peer_images; DROP TABLE traces;"
-		"DROP TABLE lease_reports; DROP TABLE hot_lists;"
+		"DROP TABLE lease_reports; DROP TABLE hot_lists; ALTER TABLE leases DROP COLUMN grown;"
 		"ALTER TABLE cluster DROP COLUMN deletion;"
 		"ALTER TABLE cluster DROP COLUMN out_after_s;"
 		"ALTER TABLE servers DROP COLUMN draining; ALTER TABLE servers DROP COLUMN anew;"
@@ -157,7 +157,7 @@ static void test_upgrade_pg(void **state)
 	make_store(uri);
 	pg_sql(uri, "DROP TABLE lease_reports; DROP TABLE hot_lists; ALTER TABLE servers DROP COLUMN "
 	       "draining, DROP COLUMN anew; ALTER TABLE replicas DROP COLUMN placed, DROP COLUMN "
-	       "round; UPDATE cluster SET schema = 2");
+	       "round; ALTER TABLE leases DROP COLUMN grown; UPDATE cluster SET schema = 2");
 	for (int i = 0; i < 2; i++)
 		if (store_open(&s[i], uri, &err))
 			fail_msg("%s", err.text);

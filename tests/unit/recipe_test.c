@@ -486,6 +486,47 @@ static void test_golden(void **state)
 			    "5c6f0e1ecb7fa84971dd2dacf0bfeec0edb9ec81bd8900556624e64105380766");
 }
 
+/* A tree that has grown is the tree of the larger image, whatever the two sizes are. */
+static void test_grow(void **state)
+{
+	static const size_t grown[] = { 1, 2, 255, 256, 257, 300, 511, 512, 513, 65535, 65536, 65537,
+					70000, 131072 };
+	const size_t nr = ARRAY_SIZE(grown), max = grown[nr - 1];
+	struct fp *fps = calloc(max, sizeof(*fps)), from, want, got, out;
+	struct store s = { 0 };
+
+	for (size_t i = 0; i < nr; i++) {
+		for (int zeros = 0; zeros < 3; zeros++) {
+			memset(fps, 0, max * sizeof(*fps));
+			random_blocks(fps, grown[i]);
+			if (zeros == 1) /* its end is not to be seen */
+				memset(fps + grown[i] / 2, 0, (grown[i] - grown[i] / 2) * sizeof(*fps));
+			if (zeros == 2)
+				fps[grown[i] - 1] = random_fp();
+			from = build(&s, fps, grown[i], true);
+			for (size_t j = i; j < nr; j++) {
+				want = build(&s, fps, grown[j], true);
+				assert_int_equal(recipe_grow(&from, (uint64_t)grown[j] << 18, 18, FP_SHA256,
+							     &store_ops, &s, &got, NULL), 0);
+				assert_memory_equal(&got, &want, sizeof(want));
+				for (int k = 0; k < 20; k++) {
+					size_t block = (size_t)rand() % grown[j];
+
+					assert_int_equal(recipe_lookup_any(&from, 18, FP_SHA256, block,
+									   &store_ops, &s, &out, NULL), 0);
+					assert_memory_equal(&out, &fps[block], sizeof(out));
+				}
+			}
+			if (i && zeros == 2)
+				assert_int_equal(recipe_grow(&from, (uint64_t)grown[i - 1] << 18, 18,
+							     FP_SHA256, &store_ops, &s, &got, NULL),
+						 -EINVAL);
+			store_clear(&s);
+		}
+	}
+	free(fps);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -493,6 +534,7 @@ int main(void)
 		cmocka_unit_test(test_update),	     cmocka_unit_test(test_huge),
 		cmocka_unit_test(test_misuse),	     cmocka_unit_test(test_hostile_tree),
 		cmocka_unit_test(test_hostile_node), cmocka_unit_test(test_golden),
+		cmocka_unit_test(test_grow),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -284,6 +284,35 @@ int cache_file_open(struct cache *c, const char *image, uint32_t flags, uint64_t
 	return cf_unlock(f, 0);
 }
 
+int cache_file_grow(struct cache *c, uint64_t volume)
+{
+	struct cache_file *f = cf_lock(c);
+	struct file_volume *v = cf_volume_find(f, volume);
+	struct dm_dedup_volume_info info;
+	struct file_block *blocks;
+	struct request *req;
+	uint64_t nr;
+	int r;
+
+	req = v ? request_new(f, DM_DEDUP_UP_LOOKUP, false) : NULL;
+	if (!req)
+		return cf_unlock(f, v ? -ENOMEM : -ENODEV);
+	snprintf(req->up.info.name, sizeof(req->up.info.name), "%s", v->info.name);
+	r = wait_for_reply(f, req, &info);
+	v = cf_volume_find(f, volume);
+	if (r || !v || info.size < v->info.size)
+		return cf_unlock(f, r ? r : v ? -EBUSY : -ENODEV);
+	nr = (info.size + cf_block_size(f) - 1) >> f->shift;
+	blocks = realloc(v->blocks, nr * sizeof(*blocks));
+	if (!blocks)
+		return cf_unlock(f, -ENOMEM);
+	memset(blocks + v->nr_blocks, 0, (nr - v->nr_blocks) * sizeof(*blocks));
+	v->blocks = blocks;
+	v->nr_blocks = nr;
+	v->info.size = info.size;
+	return cf_unlock(f, 0);
+}
+
 int cache_file_close(struct cache *c, uint64_t volume)
 {
 	struct cache_file *f = cf_lock(c);

@@ -20,6 +20,8 @@ struct cache *cache_file_new(const char *path, uint64_t size, unsigned int block
 /* What `dmsetup create` and `dmsetup remove` do. @flags: DM_DEDUP_VOL_READONLY, _EPHEMERAL. */
 int cache_file_open(struct cache *c, const char *image, uint32_t flags, uint64_t *volume,
 		    uint64_t *size);
+/* A larger table is loaded: the volume takes the size that LOOKUP tells. -EBUSY: that is smaller. */
+int cache_file_grow(struct cache *c, uint64_t volume);
 int cache_file_close(struct cache *c, uint64_t volume);
 /* Offset and length in sectors of 512 bytes' multiples. -EIO, -EROFS, -ENODEV (no such volume). */
 int cache_file_read(struct cache *c, uint64_t volume, uint64_t offset, void *buf, size_t len);

@@ -334,7 +334,7 @@ static int ask_resolve(struct network *n, struct cluster **c, struct request *re
 		if (!r)
 			p = *cluster_params(*c);
 	}
-	return r ? r : recipe_lookup(&req->root, req->size, p.block_shift, p.algorithm, req->block,
+	return r ? r : recipe_lookup_any(&req->root, p.block_shift, p.algorithm, req->block,
 				     &node_source_ops, &source, &req->fp, err);
 }
 
@@ -629,7 +629,7 @@ void network_resolve(struct network *n, uint64_t id, const struct fp *root, uint
 	req->size = size;
 	req->block = block;
 	if (network_params(n, &p) &&
-	    !recipe_lookup(root, size, p.block_shift, p.algorithm, block, &node_source_ops, &source,
+	    !recipe_lookup_any(root, p.block_shift, p.algorithm, block, &node_source_ops, &source,
 			   &req->fp, NULL)) {
 		loop_post(n->loop, &req->work);
 		return;

@@ -35,6 +35,7 @@ struct push {
 	struct error *err;
 	struct dm_dedup_cut cut;
 	struct fp parent, root;
+	uint64_t size; /* of the image that the push makes */
 	bool done; /* the meta server has committed this cut */
 	size_t block_size;
 	struct overlay *overlays;
@@ -215,8 +216,8 @@ static int store_chunk(struct push *p, size_t count)
 
 static int look_up(struct push *p, const struct fp *root, uint64_t block, struct fp *fp)
 {
-	return recipe_lookup(root, p->volume->size, p->env->block_shift, p->env->algorithm, block,
-			     p->env->net->recipe, p->env->net->recipe_ctx, fp, p->err);
+	return recipe_lookup_any(root, p->env->block_shift, p->env->algorithm, block,
+				 p->env->net->recipe, p->env->net->recipe_ctx, fp, p->err);
 }
 
 static int push_chunk(struct push *p, size_t count)
@@ -351,7 +352,9 @@ static int by_block(const void *a, const void *b)
 static int make_root(struct push *p)
 {
 	CLEANUP_FREE struct recipe_change *changes = NULL;
+	struct fp base;
 	size_t i, n = 0;
+	int r;
 
 	qsort(p->overlays, p->nr_overlays, sizeof(*p->overlays), by_block);
 	changes = malloc(MAX(p->nr_overlays, 1) * sizeof(*changes));
@@ -367,11 +370,13 @@ static int make_root(struct push *p)
 		changes[n].block = p->overlays[i].block;
 		changes[n++].fp = p->overlays[i].fp;
 	}
-	if (!n) {
-		p->root = p->parent;
-		return 0;
-	}
-	return recipe_update(&p->parent, p->volume->size, p->env->block_shift, p->env->algorithm,
+	/* The image may have grown since the parent was made, the volume as well, or not yet. */
+	r = recipe_grow(&p->parent, p->size, p->env->block_shift, p->env->algorithm,
+			p->env->net->recipe, p->env->net->recipe_ctx, &p->root, p->err);
+	if (r || !n)
+		return r;
+	base = p->root;
+	return recipe_update(&base, p->size, p->env->block_shift, p->env->algorithm,
 			     changes, n, p->env->net->recipe, p->env->net->recipe_ctx, &p->root,
 			     p->err);
 }
@@ -620,7 +625,8 @@ int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *v
 		return error_set(err, r, "cannot open the cache's slots: %s", strerror(-r));
 	}
 	name_push(&p, recover, &name);
-	r = env->net->begin(env->net_ctx, &name, &p.done, &p.root, err);
+	p.size = volume->size;
+	r = env->net->begin(env->net_ctx, &name, &p.done, &p.root, &p.size, err);
 	if (!r) {
 		r = push_begun(&p, result);
 		env->net->end(env->net_ctx);

@@ -47,8 +47,9 @@ struct push_result {
 /* The servers. All block; errors as of the client library. */
 struct push_net {
 	/* *done: this cut is committed already, with *root. */
+	/* *size: in: the volume's; out: the image's, which may have grown. */
 	int (*begin)(void *ctx, const struct push_name *name, bool *done, struct fp *root,
-		     struct error *err);
+		     uint64_t *size, struct error *err);
 	int (*block)(void *ctx, const struct fp *fp, const void *data, size_t len,
 		     struct error *err);
 	/* All that was handed over so far is stored; *bytes: what was sent of it. */

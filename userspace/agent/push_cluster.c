@@ -38,7 +38,7 @@ void push_cluster_trouble(const struct push_cluster *s, char *text, size_t size)
 }
 
 static int begin(void *ctx, const struct push_name *name, bool *done, struct fp *root,
-		 struct error *err)
+		 uint64_t *size, struct error *err)
 {
 	Vmdedup__PushBegin msg = VMDEDUP__PUSH_BEGIN__INIT;
 	struct push_cluster *s = ctx;
@@ -66,6 +66,8 @@ static int begin(void *ctx, const struct push_name *name, bool *done, struct fp 
 			*err = own;
 		return own.code ? own.code : -EIO;
 	}
+	if (s->push && !name->new_image && cluster_push_size(s->push))
+		*size = cluster_push_size(s->push);
 	s->source.below = s->push ? &cluster_push_recipe_ops : &cluster_recipe_ops;
 	s->source.below_ctx = s->push ? (void *)s->push : (void *)s->cluster;
 	return 0;

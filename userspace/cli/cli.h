@@ -50,6 +50,8 @@ int import_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int export_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int verify_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int diff_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int image_resize_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
+int volume_resize_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int handover_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int leases_run(struct cli *cli, const struct verb *verb, int argc, char **argv);
 int break_lease_run(struct cli *cli, const struct verb *verb, int argc, char **argv);

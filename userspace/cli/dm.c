@@ -142,6 +142,57 @@ int dm_volume_remove(const char *name, struct error *err)
 	return r;
 }
 
+/* The parameters of its table; free them. *same: it has that size. */
+static int table_params(const char *name, uint64_t sectors, char **out, bool *read_only, bool *same,
+			struct error *err)
+{
+	struct dm_task *task = task_new(DM_DEVICE_TABLE, name);
+	char *type = NULL, *params = NULL;
+	uint64_t start, len = 0;
+	struct dm_info info;
+	int r = 0;
+
+	if (!task || !dm_task_run(task) || !dm_task_get_info(task, &info) || !info.exists)
+		r = task_fail(task, err, "read the table of", name);
+	else
+		dm_get_next_target(task, NULL, &start, &len, &type, &params);
+	*out = !r && type && !strcmp(type, TARGET) && params ? strdup(params) : NULL;
+	if (!r && !*out)
+		r = error_set(err, -EINVAL, "/dev/mapper/%s is no volume", name);
+	*read_only = !r && info.read_only;
+	*same = len == sectors;
+	if (task)
+		dm_task_destroy(task);
+	return r;
+}
+
+int dm_volume_resize(const char *name, uint64_t bytes, struct error *err)
+{
+	CLEANUP_FREE char *params = NULL;
+	struct dm_task *task = NULL;
+	bool read_only, same;
+	int r;
+
+	r = table_params(name, bytes / 512, &params, &read_only, &same, err);
+	if (r || same)
+		return r;
+	task = task_new(DM_DEVICE_RELOAD, name);
+	if (!task || (read_only && !dm_task_set_ro(task)) ||
+	    !dm_task_add_target(task, 0, bytes / 512, TARGET, params) || !dm_task_run(task))
+		r = task_fail(task, err, "load a larger table for", name);
+	if (task)
+		dm_task_destroy(task);
+	if (r)
+		return r;
+	/* Takes the new table, and suspends for as long as that needs; what waits for blocks waits on. */
+	task = task_new(DM_DEVICE_RESUME, name);
+	if (!task || !dm_task_no_flush(task) || !task_run_synced(task))
+		r = task_fail(task, err, "resume", name);
+	if (task)
+		dm_task_destroy(task);
+	return r;
+}
+
 /* 1: it is one of ours; 0: it is not, or has gone meanwhile. */
 static int examine(const char *name, struct dm_volume *v)
 {

@@ -27,4 +27,7 @@ const char *dm_name_check(const char *name); /* NULL, or what is wrong with it *
 /* The image behind what a user named: a device of ours (then also @device, else empty), or an image. */
 void dm_image_of(const char *what, char image[256], char device[128]);
 
+/* A device of ours gets another size, in use: its table with that size is loaded and resumed. */
+int dm_volume_resize(const char *name, uint64_t bytes, struct error *err);
+
 #endif

@@ -542,6 +542,11 @@ const struct verb image_verbs[] = {
 	{ "image", "rename", "NAME NEW", "give an image another name",
 	  "examples:\n"
 	  "  vmdedup image rename web-01 web-old\n", rename_run },
+	{ "image", "resize", "NAME SIZE", "make an image larger; what is new is zeros",
+	  "At most 64 TiB; an image cannot become smaller. Versions keep their size. Where the image is\n"
+	  "attached, `vmdedup volume resize` makes the device larger as well, while it is in use.\n\n"
+	  "examples:\n"
+	  "  vmdedup image resize web-01 40G\n", image_resize_run },
 	{ "image", "verify", "NAME", "read every block of an image and check it",
 	  "Exit code 6 when a block is missing or differs.\n\n"
 	  "examples:\n"

@@ -485,6 +485,12 @@ const struct verb volume_verbs[] = {
 	  "  vmdedup volume handover web-01 --to host7 --prepare\n"
 	  "  vmdedup volume handover web-01 --to host7\n"
 	  "  vmdedup volume attach web-01 --wait 60      (on host7)\n", handover_run },
+	{ "volume", "resize", "IMAGE|DEVICE [SIZE]", "make an image and its device larger, in use",
+	  "Without SIZE the device gets the size that the image has. What is new is zeros; the guest sees\n"
+	  "the new size when it looks again (`virsh blockresize`).\n\n"
+	  "examples:\n"
+	  "  vmdedup volume resize web-01 40G\n"
+	  "  vmdedup volume resize web-01\n", volume_resize_run },
 	{ "volume", "ls", "", "list this host's volumes",
 	  "examples:\n"
 	  "  vmdedup volume ls\n", ls_run },

@@ -23,7 +23,7 @@ _vmdedup() {
 		"image import 3"|"image export 4"|"cluster backup "*|"cluster restore "*|cache\ *)
 			mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 			return ;;
-		"volume detach "*|"volume push "*|"volume handover "*|"volume recover "*)
+		"volume detach "*|"volume push "*|"volume handover "*|"volume resize "*|"volume recover "*)
 			words=$("$cmd" volume ls 2>/dev/null | awk 'NR > 1 { print $1, $2 }') ;;
 		"cluster add 3"|"cluster drain 3"|"cluster remove 3")
 			words=$("$cmd" cluster servers 2>/dev/null | awk 'NR > 1 { print $1 }') ;;

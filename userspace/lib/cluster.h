@@ -133,6 +133,8 @@ extern const struct recipe_ops cluster_push_recipe_ops; /* ctx: struct cluster_p
 int cluster_push_commit(struct cluster_push *p, const struct fp *root,
 			Vmdedup__PushCommitReply **reply, struct error *err);
 void cluster_push_stats(const struct cluster_push *p, struct cluster_push_stats *stats);
+/* The image's bytes when the push began; 0: the meta server did not say. */
+uint64_t cluster_push_size(const struct cluster_push *p);
 void cluster_push_free(struct cluster_push *p); /* without a commit: aborts it */
 
 /* recipe_ops that read nodes from the meta server (verified, a bounded cache): ctx: struct cluster * */

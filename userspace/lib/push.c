@@ -372,6 +372,11 @@ size_t cluster_push_waiting(const struct cluster_push *p, size_t *bytes)
 	return p->nr_blocks;
 }
 
+uint64_t cluster_push_size(const struct cluster_push *p)
+{
+	return p->size;
+}
+
 void cluster_push_stats(const struct cluster_push *p, struct cluster_push_stats *stats)
 {
 	*stats = p->stats;
@@ -437,10 +442,12 @@ struct cluster_push *cluster_push_begin(struct cluster *c, const Vmdedup__PushBe
 		goto free_reply;
 	}
 	p = push_new(c);
-	if (p)
-		p->id = reply.header->push_begin->push;
-	else
+	if (!p) {
 		error_set(err, -ENOMEM, "out of memory");
+		goto free_reply;
+	}
+	p->id = reply.header->push_begin->push;
+	p->size = reply.header->push_begin->size;
 free_reply:
 	net_reply_free(&reply);
 	return p;

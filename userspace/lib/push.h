@@ -79,6 +79,7 @@ struct cluster_push {
 	TAILQ_ENTRY(cluster_push) link;
 	struct cluster *c;
 	uint64_t id;
+	uint64_t size; /* of its image, as the meta server says */
 	unsigned int refs; /* of the caller, and of messages on their way */
 	bool freed, committed;
 	struct error err; /* the first one ends the push */

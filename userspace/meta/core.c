@@ -36,6 +36,7 @@ static const struct verb verbs[] = {
 	VERB(IMAGE_CLONE, VERB_MUTATION, image_clone),
 	VERB(IMAGE_REMOVE, VERB_MUTATION, image_remove),
 	VERB(IMAGE_RENAME, VERB_MUTATION, image_rename),
+	VERB(IMAGE_RESIZE, VERB_MUTATION, image_resize),
 	VERB(VERSION_LIST, VERB_READ, version_list),
 	VERB(SNAPSHOT, VERB_MUTATION, version_snapshot),
 	VERB(ROLLBACK, VERB_MUTATION, version_rollback),

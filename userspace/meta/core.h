@@ -177,6 +177,7 @@ int image_list(struct meta_call *c);
 int image_clone(struct meta_call *c);
 int image_remove(struct meta_call *c);
 int image_rename(struct meta_call *c);
+int image_resize(struct meta_call *c); /* resize.c */
 int version_list(struct meta_call *c);
 int version_snapshot(struct meta_call *c);
 int version_rollback(struct meta_call *c);

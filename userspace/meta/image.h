@@ -47,6 +47,8 @@ int image_insert(struct meta_call *c, struct image *im);
 int image_set_head(struct meta_call *c, struct image *im, const struct fp *root);
 /* Makes a numbered version of the head; the caller writes the image's row (image_set_head). */
 int image_add_version(struct meta_call *c, struct image *im, const char *label);
+/* 1: the head is what a resize has made of @parent, on which the active lease stands. resize.c */
+int image_has_grown(struct meta_call *c, const struct image *im, const struct fp *parent);
 /* The head_cut of the current lease_epoch. */
 uint64_t image_epoch_cut(const struct image *im);
 /* Fills in reply.image. @v NULL: the head. */

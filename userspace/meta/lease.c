@@ -156,7 +156,7 @@ int lease_advance(struct meta_call *c, struct lease *l, const struct fp *root, u
 	l->cut = cut;
 	n = store_exec(
 		call_store(c), &c->err,
-		"UPDATE leases SET root = ?3, parent_root = ?4, cut = ?5 WHERE image = ?1 AND "
+		"UPDATE leases SET root = ?3, parent_root = ?4, cut = ?5, grown = NULL WHERE image = ?1 AND "
 		"epoch = ?2",
 		V_UUID(&l->image), V_INT(l->epoch), V_FP(&l->root), V_FP(&l->parent_root),
 		V_INT(l->cut));

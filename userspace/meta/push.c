@@ -10,6 +10,7 @@
  *  - as the first push of an epoch, only the parent root that it has, with any cut: the cut
  *    counter belongs to the cache's volume record and goes on over grants, while a new grant has
  *    no cut yet.
+ * The parent may be the root that the lease stands on, when a resize has made the head of that one.
  * The same (epoch, cut) on the same parent again was committed before: it gets the first result.
  * Everything else is stale. A commit that comes late finds its lease over, or its cut behind.
  */
@@ -154,7 +155,10 @@ static int follows(struct meta_call *c, const struct image *im, const struct pus
 		return fp_equal(&im->head_parent, &p->parent_root) ? FOLLOW_DONE : stale(c, im, p);
 	if (im->head_epoch == p->epoch && im->head_cut + 1 != p->cut)
 		return stale(c, im, p);
-	return fp_equal(&im->root, &p->parent_root) ? FOLLOW_NEXT : stale(c, im, p);
+	if (fp_equal(&im->root, &p->parent_root))
+		return FOLLOW_NEXT;
+	r = image_has_grown(c, im, &p->parent_root);
+	return r < 0 ? r : r ? FOLLOW_NEXT : stale(c, im, p);
 }
 
 /* A push of the same cut that is open already goes on, with what it has: its agent or its
@@ -230,6 +234,7 @@ int push_begin(struct meta_call *c)
 	if (r)
 		return r;
 	reply->push = p.id;
+	reply->size = p.size;
 	c->reply.body_case = VMDEDUP__REPLY__BODY_PUSH_BEGIN;
 	c->reply.push_begin = reply;
 	return 0;

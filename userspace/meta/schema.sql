@@ -156,7 +156,8 @@ CREATE TABLE versions (
 -- Leases: the one writer of an image is the cache in the row with state 0 (active). A broken one
 -- (state 1) can commit nothing, but its last root and the parent of that one stay counted,
 -- because the cache may hold dirty data above either, until it is recovered or given up. The
--- image may be gone by then.
+-- image may be gone by then. grown: the head that a resize has made of root since: the next push may
+-- still name root as its parent.
 CREATE TABLE leases (
 	image        BYTEA NOT NULL,
 	epoch        BIGINT NOT NULL,
@@ -170,6 +171,7 @@ CREATE TABLE leases (
 	parent_root  BYTEA NOT NULL,
 	cut          BIGINT NOT NULL,
 	since_s      BIGINT NOT NULL,
+	grown        BYTEA,
 	PRIMARY KEY (image, epoch)
 ) /*sqlite: WITHOUT ROWID */;
 CREATE UNIQUE INDEX leases_active ON leases (image) WHERE state = 0;

@@ -10,6 +10,8 @@ CREATE TABLE lease_reports (
 	PRIMARY KEY (image, epoch)
 ) /*sqlite: WITHOUT ROWID */;
 
+ALTER TABLE leases ADD COLUMN grown BYTEA;
+
 CREATE TABLE hot_lists (
 	image        BYTEA NOT NULL PRIMARY KEY,
 	cache        BYTEA NOT NULL,

@@ -90,4 +90,16 @@ int recipe_lookup(const struct fp *root, uint64_t size, unsigned int block_shift
 		  enum fp_algorithm alg, uint64_t block, const struct recipe_ops *ops, void *ctx,
 		  struct fp *out, struct error *err);
 
+/* The same content in an image of @size, which is not smaller, with zeros behind it: the root that a
+ * build of that would have. The size of the tree need not be known. A tree that fits already puts
+ * nothing. -EINVAL: it is of a larger image. */
+int recipe_grow(const struct fp *root, uint64_t size, unsigned int block_shift,
+		enum fp_algorithm alg, const struct recipe_ops *ops, void *ctx, struct fp *new_root,
+		struct error *err);
+/* The fingerprint of one block of a recipe whose image's size is not known, or has changed since: zero
+ * for what lies behind its end. */
+int recipe_lookup_any(const struct fp *root, unsigned int block_shift, enum fp_algorithm alg,
+		      uint64_t block, const struct recipe_ops *ops, void *ctx, struct fp *out,
+		      struct error *err);
+
 #endif
