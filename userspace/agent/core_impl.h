@@ -73,6 +73,7 @@ struct flight {
 	bool from_peer; /* @data */
 	bool was_here;	/* the slot was in the index, and not published by this flight */
 	uint64_t slot, seq;
+	uint64_t doubted_slot, doubted_seq; /* that a MAP called stale; 0: none */
 	void *data;
 	size_t len;
 	unsigned int attempt;

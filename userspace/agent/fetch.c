@@ -526,6 +526,10 @@ void agent_publish_done(struct agent *a, uint64_t id, int r, uint64_t slot, uint
 	case -EEXIST:
 	case -ESTALE:
 	case -ENOENT:
+		/* It was the miss that no longer waited. Should the slot have gone as well, whoever uses
+		 * it finds out. */
+		if (f->doubted_seq)
+			slots_set(a->slots, f->doubted_slot, f->doubted_seq, &f->fp);
 		wait_is_stale(a, flight_take_first(f));
 		break;
 	case -ENOSPC: /* every slot is dirty or in use: only a push helps */
@@ -564,6 +568,8 @@ void agent_map_done(struct agent *a, uint64_t id, int r)
 	case -ENOENT:
 		/* The slot was evicted, or the miss no longer waits: PUBLISH will tell which. */
 		slots_drop(a->slots, f->slot, f->seq);
+		f->doubted_slot = f->slot;
+		f->doubted_seq = f->seq;
 		f->have_slot = false;
 		break;
 	default:
