@@ -96,7 +96,7 @@ static int answer_rightly(struct agent *a, const struct dm_dedup_upcall *up, con
 	for (;;) {
 		r = answer_publish(a, up, buf, k);
 		if (r == -EIO)
-			usleep(100000);
+			sleep(1);
 		else if (r != -ENOSPC && r != -ENOMEM)
 			return r;
 	}
