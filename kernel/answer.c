@@ -193,10 +193,13 @@ void fetch_fail(struct cache *c, struct dm_dedup_fail *e)
 
 /*
  * struct publish_io - one entry on its way to the disk
- * @vol: NULL when the entry has its result already
+ * @started: else the entry has its result already
+ * @vol: NULL: it goes into a slot that no volume maps
  */
 struct publish_io {
+	struct cache *cache;
 	struct dm_dedup_publish *e;
+	bool started;
 	struct volume *vol;
 	u32 slot;
 	struct bio *bio;
@@ -256,41 +259,51 @@ static u32 publish_hint(struct volume *vol, u64 block)
 	return base && entry_kind(*base) == ENTRY_BASE ? entry_slot(*base) + 1 : DEDUP_NO_SLOT;
 }
 
-/* Checks the entry and takes a slot for it. */
-static int publish_reserve(struct volume *vol, const struct dm_dedup_publish *e, u32 *slot)
+/* Does the block still belong there? Without a volume nothing is waited for. */
+static int publish_check(struct publish_io *io)
 {
-	struct cache *c = vol->cache;
+	const struct dm_dedup_publish *e = io->e;
+
+	return io->vol ? answer_check(io->vol, e->cookie, e->block, e->root) : 0;
+}
+
+/* Checks the entry and takes a slot for it. */
+static int publish_reserve(struct publish_io *io)
+{
+	u32 hint = DEDUP_NO_SLOT;
+	struct cache *c = io->cache;
 	int r;
 
 	spin_lock(&c->lock);
-	/* The check first: whoever repeats an answer that got EIO is told that nobody waits for it. */
-	r = answer_check(vol, e->cookie, e->block, e->root) ?: c->error;
+	/* The check first: whoever repeats an answer that got EIO is told that nobody waits. */
+	r = publish_check(io) ?: c->error;
 	if (!r) {
-		*slot = slot_alloc(c, SLOT_FILLING, publish_hint(vol, e->block));
-		if (*slot == DEDUP_NO_SLOT)
+		if (io->vol)
+			hint = publish_hint(io->vol, io->e->block);
+		io->slot = slot_alloc(c, SLOT_FILLING, hint);
+		if (io->slot == DEDUP_NO_SLOT)
 			r = -ENOSPC;
 	}
 	spin_unlock(&c->lock);
 	return r;
 }
 
-static int publish_take_slot(struct volume *vol, const struct dm_dedup_publish *e, u32 *slot)
+static int publish_take_slot(struct publish_io *io)
 {
-	struct cache *c = vol->cache;
-	int r = publish_reserve(vol, e, slot);
+	struct cache *c = io->cache;
+	int r = publish_reserve(io);
 
 	if (r != -ENOSPC)
 		return r;
 	space_kick(c);
 	wait_event_killable_timeout(c->slot_wait, READ_ONCE(c->nr_pool), PUBLISH_WAIT);
-	return publish_reserve(vol, e, slot);
+	return publish_reserve(io);
 }
 
 static int publish_start(struct publish_io *io)
 {
-	struct volume *vol = io->vol;
-	struct cache *c = vol->cache;
-	int r = publish_take_slot(vol, io->e, &io->slot);
+	struct cache *c = io->cache;
+	int r = publish_take_slot(io);
 
 	if (r)
 		return r;
@@ -310,14 +323,15 @@ static int publish_start(struct publish_io *io)
 }
 
 /* The data is written. The block may have been committed or mapped meanwhile: checked again. */
-static int publish_apply(struct volume *vol, struct publish_io *io, struct answer *answer)
+static int publish_apply(struct publish_io *io, struct answer *answer)
 {
 	struct dm_dedup_publish *e = io->e;
-	struct cache *c = vol->cache;
+	struct volume *vol = io->vol;
+	struct cache *c = io->cache;
 	int r = blk_status_to_errno(io->bio->bi_status);
 
 	if (!r)
-		r = answer_check(vol, e->cookie, e->block, e->root);
+		r = publish_check(io);
 	if (r) {
 		if (r == -ESTALE)
 			c->stats.stale++;
@@ -325,10 +339,12 @@ static int publish_apply(struct volume *vol, struct publish_io *io, struct answe
 		return r;
 	}
 	slot_make_clean(c, io->slot, e->fp);
-	base_set(vol, e->block, entry_make(ENTRY_BASE, io->slot, c->slots[io->slot].gen));
 	e->slot = io->slot;
 	e->seq = c->slots[io->slot].seq;
 	c->stats.publishes++;
+	if (!vol)
+		return 0;
+	base_set(vol, e->block, entry_make(ENTRY_BASE, io->slot, c->slots[io->slot].gen));
 	vol->fetched.from[e->source]++;
 	answer_take(vol, e->block, answer);
 	return 0;
@@ -337,7 +353,7 @@ static int publish_apply(struct volume *vol, struct publish_io *io, struct answe
 static void publish_finish(struct publish_io *io)
 {
 	struct volume *vol = io->vol;
-	struct cache *c = vol->cache;
+	struct cache *c = io->cache;
 	struct answer answer;
 
 	wait_for_completion_io(&io->done);
@@ -348,10 +364,12 @@ static void publish_finish(struct publish_io *io)
 	}
 	bio_list_init(&answer.bios);
 	spin_lock(&c->lock);
-	io->e->result = publish_apply(vol, io, &answer);
+	io->e->result = publish_apply(io, &answer);
 	spin_unlock(&c->lock);
-	trace_dedup_publish(vol, io->e, io->e->result);
 	publish_free_bio(io->bio);
+	if (!vol)
+		return;
+	trace_dedup_publish(vol, io->e, io->e->result);
 	answer_run(vol, &answer);
 	volume_put(vol);
 }
@@ -377,17 +395,19 @@ static void publish_give_up(struct volume *vol, u64 cookie)
 
 static void publish_begin(struct cache *c, struct publish_io *io, struct dm_dedup_publish *e)
 {
-	io->e = e;
-	io->vol = NULL;
-	if (e->source >= DEDUP_NR_SOURCES) {
+	*io = (struct publish_io){ .cache = c, .e = e };
+	if (e->source >= DEDUP_NR_SOURCES || (!e->volume && e->cookie)) {
 		e->result = -EINVAL;
 		return;
 	}
-	io->vol = answer_volume(c, e->volume, e->block, &e->result);
-	if (!io->vol)
-		return;
+	if (e->volume) {
+		io->vol = answer_volume(c, e->volume, e->block, &e->result);
+		if (!io->vol)
+			return;
+	}
 	e->result = publish_start(io);
-	if (e->result) {
+	io->started = !e->result;
+	if (e->result && io->vol) {
 		trace_dedup_publish(io->vol, e, e->result);
 		if (READ_ONCE(c->error))
 			publish_give_up(io->vol, e->cookie);
@@ -414,7 +434,7 @@ int fetch_publish(struct cache *c, struct dm_dedup_publish *entries, u32 count)
 			publish_begin(c, &ios[i], &entries[done + i]);
 		blk_finish_plug(&plug);
 		for (i = 0; i < n; i++)
-			if (ios[i].vol)
+			if (ios[i].started)
 				publish_finish(&ios[i]);
 	}
 	kfree(ios);

@@ -164,7 +164,7 @@ static int channel_hello(struct channel *ch, void __user *arg)
 	if (hello.abi_major != DM_DEDUP_ABI_MAJOR)
 		return -EPROTO;
 	hello.abi_minor = min_t(u16, hello.abi_minor, DM_DEDUP_ABI_MINOR);
-	hello.features &= DM_DEDUP_FEATURE_SOURCE;
+	hello.features &= DM_DEDUP_FEATURE_SOURCE | DM_DEDUP_FEATURE_LOOSE;
 	ch->ops->hello(ch->ctx, &hello);
 
 	spin_lock(&ch->lock);

@@ -202,8 +202,9 @@ struct dm_dedup_batch {
 /**
  * struct dm_dedup_publish - PUBLISH: the content of a block
  * @cookie: of the FETCH, or 0: unasked for (prefetch); then @root must be the volume's root
- * @volume, @block: where it goes; must be the FETCH's. With DM_DEDUP_FEATURE_LOOSE @volume may be 0,
- *          and @cookie then is: a CLEAN slot that no volume maps yet; @block and @root do not count
+ * @volume, @block: where it goes; must be the FETCH's. With DM_DEDUP_FEATURE_LOOSE @volume may be
+ *          0, and @cookie then is: a CLEAN slot that no volume maps yet; @block and @root do not
+ *          count
  * @root: the root it was resolved against
  * @fp: its fingerprint, which the agent has verified; kept in the slot's record
  * @data: user address of one block, any alignment
