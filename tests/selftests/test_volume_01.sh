@@ -138,6 +138,32 @@ plain_dmsetup() {
 	vmdedup volume detach vol-plain
 }
 
+# The image and the device become larger while something has the device open.
+resize() {
+	local old=$TEST_TMP/old bytes=$((96 << 20))
+	vmdedup volume attach two --name vol-two
+	exec 9<>/dev/mapper/vol-two
+	head -c 1M /dev/urandom | dd of=/dev/mapper/vol-two bs=64K seek=10 conv=fsync,notrunc status=none
+	cp /dev/mapper/vol-two "$old"
+	expect_status 1 "cannot become smaller" vmdedup volume resize two 1M
+	[ "$(json .size vmdedup volume resize vol-two 96M)" = $bytes ]
+	[ "$(blockdev --getsize64 /dev/mapper/vol-two)" = $bytes ]
+	vmdedup volume resize two | grep -q 'has that size now'
+	truncate -s 96M "$old"
+	cmp /dev/mapper/vol-two "$old"
+	for file in /dev/mapper/vol-two "$old"; do
+		printf 'the new end' | dd of="$file" bs=1 seek=$((bytes - 11)) conv=fsync,notrunc status=none
+	done
+	vmdedup volume push two
+	exec 9>&-
+	vmdedup image verify two --against "$old"
+	vmdedup volume detach vol-two
+	[ "$(json .size vmdedup volume attach two --name vol-two)" = $bytes ]
+	cmp /dev/mapper/vol-two "$old"
+	vmdedup volume detach vol-two
+	expect_status 3 "not attached on this host" vmdedup volume resize two 128M
+}
+
 # What was written is on this host's cache, pushed meanwhile (the agent pushes when a device goes) or not.
 no_push() {
 	vmdedup volume attach two --name vol-two
@@ -164,7 +190,7 @@ no_agent() {
 }
 
 for name in attach_reads_the_image write_push refusals detach read_only ephemeral plain_dmsetup \
-	no_push second_agent no_agent; do
+	no_push resize second_agent no_agent; do
 	echo "# $name"
 	$name
 	case_n=$((case_n + 1))
