@@ -4,15 +4,15 @@
  * snapshot_load check DIR BEFORE AFTER
  * snapshot_load wait PROGRESS COUNT
  *
- * What a guest does while its volume is cut: two databases, one with a rollback journal and one with
- * a write-ahead log, and files that are written, synced and renamed, each by a thread that does one
- * transaction after the other for ever. PROGRESS holds for each of them the last transaction that was
- * submitted and the last that was acknowledged.
+ * What a guest does while its volume is cut: two databases, one with a rollback journal and one
+ * with a write-ahead log, and files that are written, synced and renamed, each by a thread that
+ * does one transaction after the other for ever. PROGRESS holds for each of them the last
+ * transaction that was submitted and the last that was acknowledged.
  *
- * `check` reads what a crash, or a snapshot, has left of them in DIR: each must be in the state after
- * transaction k, where k is not below what BEFORE says was acknowledged, nor above what AFTER says
- * was submitted. Both are copies of PROGRESS. `wait` ends when the slowest of the three has done COUNT
- * more.
+ * `check` reads what a crash, or a snapshot, has left of them in DIR: each must be in the state
+ * after transaction k, where k is not below what BEFORE says was acknowledged, nor above what AFTER
+ * says was submitted. Both are copies of PROGRESS. `wait` ends when the slowest of the three has
+ * done COUNT more.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -288,7 +288,7 @@ static uint64_t check_files(const char *path)
 	if (!d)
 		die(path, strerror(errno));
 	while ((e = readdir(d))) {
-		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || !strcmp(e->d_name, "new"))
+		if (e->d_name[0] == '.' || !strcmp(e->d_name, "new"))
 			continue;
 		n = strtoull(e->d_name, NULL, 10);
 		k = n > k ? n : k;
@@ -356,7 +356,7 @@ static void check(const char *dir, const char *before, const char *after)
 		if (k < b->acked[i])
 			die(names[i], "what was acknowledged before the snapshot is not in it");
 		if (k > a->submitted[i])
-			die(names[i], "there is more than was submitted when the snapshot was there");
+			die(names[i], "there is more than was submitted by then");
 	}
 	putchar('\n');
 }

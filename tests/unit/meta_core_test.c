@@ -634,8 +634,8 @@ static unsigned int collect_now(struct world *w)
 	return (unsigned int)reply->gc_step->dead_blocks;
 }
 
-/* A day forth, two back, a year forth: of leases, sessions, open pushes, receipts and blocks none ends
- * early, and none stays longer, than without. */
+/* A day forth, two back, a year forth: of leases, sessions, open pushes, receipts and blocks none
+ * ends early, and none stays longer, than without. */
 static void test_clock_jumps(void **state)
 {
 	static const int64_t jumps[] = { 86400, -2 * 86400, 365 * 86400, -400 * 86400 };
@@ -656,7 +656,8 @@ static void test_clock_jumps(void **state)
 		/* Open, with receipts, when the clock jumps. */
 		blocks[0] = 100 + i;
 		tree_build(&t, blocks, 4, 4 * WORLD_BLOCK);
-		assert_int_equal(world_begin_cut(w, &image, epoch, ++cut, &root, false, &push, &done), 0);
+		assert_int_equal(
+			world_begin_cut(w, &image, epoch, ++cut, &root, false, &push, &done), 0);
 		assert_int_equal(world_part(w, push, &t, 0, 0, blocks, 4), 0);
 		ramp(gone, 5, 1000 + 10 * i);
 		assert_int_equal(world_import(w, "gone", gone, 5), 0);
@@ -666,7 +667,7 @@ static void test_clock_jumps(void **state)
 		assert_int_equal(world_lease(w, &image, &cache_b, &other, &out), EBUSY);
 		assert_int_equal(world_lease(w, &image, &cache_a, &other, &out), 0);
 		assert_int_equal(other, epoch);
-		/* What was removed, and what the cuts before replaced; the lease keeps the last parent. */
+		/* What was removed, and what cuts have replaced; the lease keeps the last parent. */
 		dead += i > 1;
 		assert_int_equal(collect_now(w), dead);
 		assert_int_equal(world_remove(w, "gone"), 0);

@@ -319,7 +319,8 @@ static void test_rate(void **state)
 
 		for (j = i; j < 400; j++) {
 			sum += sent[j];
-			assert_true(sum <= (double)(at[j] - at[i] + S) / S * rate + step + 1024); /* rounding */
+			/* 1024: rounding */
+			assert_true(sum <= (double)(at[j] - at[i] + S) / S * rate + step + 1024);
 		}
 		/* and not much less */
 		if (i == 200)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which volume is pushed next, and how fast: what was wished for, bounds on the age and the amount of
- * unpushed data, moments without guest I/O, failures and when they are tried again, and a bound
- * on the bytes a second. Pure: it is told the time (CLOCK_MONOTONIC, so that a jump of the wall clock
- * is none here) and what the cache says of its volumes. Not thread-safe: the caller locks.
+ * Which volume is pushed next, and how fast: what was wished for, bounds on the age and the amount
+ * of unpushed data, moments without guest I/O, failures and when they are tried again, and a bound
+ * on the bytes a second. Pure: it is told the time (CLOCK_MONOTONIC, so that a jump of the wall
+ * clock is none here) and what the cache says of its volumes. Not thread-safe: the caller locks.
  */
 #ifndef VMDEDUP_AGENT_PUSH_POLICY_H
 #define VMDEDUP_AGENT_PUSH_POLICY_H
@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define POLICY_VOLUMES	    256	  /* with a wish, a failure, or guest I/O; others only by the bounds */
+#define POLICY_VOLUMES	    256	  /* with a wish, a failure, or I/O; others only by the bounds */
 #define POLICY_IDLE_MS	    4000  /* without guest I/O for so long, a volume is idle */
 #define POLICY_RETRY_MS	    1000  /* after a failure, doubling */
 #define POLICY_RETRY_MAX_MS 60000

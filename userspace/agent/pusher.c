@@ -239,8 +239,9 @@ static ssize_t next_due(struct pusher *p, const struct dm_dedup_volume_info *inf
 
 	pthread_mutex_lock(&p->lock);
 	/* People come first; what is left of this look is taken up by the next one. */
-	i = p->first || p->stop ? -EINTR :
-				  policy_next(&p->policy, infos, count, looked, space, clock_mono_ns());
+	i = -EINTR;
+	if (!p->first && !p->stop)
+		i = policy_next(&p->policy, infos, count, looked, space, clock_mono_ns());
 	if (i == -1)
 		policy_look_end(&p->policy);
 	pthread_mutex_unlock(&p->lock);

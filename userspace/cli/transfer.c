@@ -142,7 +142,8 @@ static int batch_queue(struct run *run)
 	pthread_mutex_lock(&run->lock);
 	while (!run->err.code && run->queued >= QUEUE_BATCHES) {
 		in_a_moment(&ts);
-		if (pthread_cond_clockwait(&run->room, &run->lock, CLOCK_MONOTONIC, &ts) != ETIMEDOUT)
+		if (pthread_cond_clockwait(&run->room, &run->lock, CLOCK_MONOTONIC, &ts) !=
+		    ETIMEDOUT)
 			continue;
 		pthread_mutex_unlock(&run->lock);
 		if (!show_progress(run))
@@ -228,7 +229,8 @@ static void wait_for_readers(struct run *run, struct reader *readers, unsigned i
 
 		for (;;) {
 			in_a_moment(&ts);
-			if (pthread_clockjoin_np(readers[i].thread, NULL, CLOCK_MONOTONIC, &ts) != ETIMEDOUT)
+			if (pthread_clockjoin_np(readers[i].thread, NULL, CLOCK_MONOTONIC, &ts) !=
+			    ETIMEDOUT)
 				break;
 			if (!show_progress(run))
 				run_fail(run, &(struct error){ .text = "interrupted" }, -EINTR);
