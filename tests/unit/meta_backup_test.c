@@ -210,6 +210,24 @@ static void test_new_history(void **state)
 	assert_int_equal(world_check(w, true), 0);
 }
 
+/* A backup of a release before `draining` says it by the state. */
+static void test_draining(void **state)
+{
+	struct rig *rig = *state;
+	struct store *s = rig->w.m.store;
+	struct error err = { 0 };
+
+	assert_int_equal(store_begin(s, &err), 0);
+	assert_int_equal(store_exec(s, &err, "UPDATE servers SET state = 3"), 1);
+	assert_int_equal(store_commit(s, &err), 0);
+	backup(rig->w.path, rig->file);
+	restore(rig->file, rig->other);
+	turn_to(&rig->w, rig->other);
+	assert_int_equal(world_sql(&rig->w, "SELECT schema FROM cluster"), META_SCHEMA_VERSION);
+	assert_int_equal(world_sql(&rig->w, "SELECT draining FROM servers"), 1);
+	assert_int_equal(world_check(&rig->w, true), 0);
+}
+
 static void copy_but(const char *from, const char *to, long flip, long cut)
 {
 	FILE *in = fopen(from, "r"), *out = fopen(to, "w");
@@ -258,6 +276,7 @@ int main(void)
 #define T(f, s) cmocka_unit_test_setup_teardown(f, s, teardown)
 		T(test_same_bytes, setup), T(test_same_bytes, setup_pg),
 		T(test_new_history, setup), T(test_new_history, setup_pg),
+		T(test_draining, setup), T(test_draining, setup_pg),
 		T(test_damage, setup), T(test_damage, setup_pg),
 	};
 	int r;

@@ -79,7 +79,7 @@ static int setup(void **state)
 		"ALTER TABLE replicas DROP COLUMN since; ALTER TABLE replicas DROP COLUMN missed;"
 		"INSERT INTO servers VALUES (1, x'01', 1, 'e', x'02', 1, 1, 1, 'h', 'r', 0, 0, 0);"
 		"INSERT INTO replicas VALUES (7, 0, 1, 0);"
-		"UPDATE cluster SET schema = 1;");
+		"UPDATE servers SET state = 3; UPDATE cluster SET schema = 1;");
 	*state = rig;
 	return 0;
 }
@@ -135,6 +135,7 @@ static void test_upgrade(void **state)
 	assert_int_equal(get_int(rig->old, "SELECT schema FROM cluster"), META_SCHEMA_VERSION);
 	assert_int_equal(get_int(rig->old, "SELECT server FROM replicas WHERE shard = 7"), 1);
 	assert_int_equal(get_int(rig->old, "SELECT out_after_s FROM cluster"), 600);
+	assert_int_equal(get_int(rig->old, "SELECT draining FROM servers"), 1);
 	/* And again: nothing is left to be done. */
 	assert_int_equal(store_open(&s, rig->old, &err), 0);
 	store_close(s);

@@ -58,6 +58,7 @@ struct peer_server {
 	struct pool *pool;
 	int done_fd;
 	struct serving *serving;
+	_Atomic uint32_t block_size; /* set on the loop, whose hello it is from; read on the thread */
 	pthread_mutex_t lock; /* guards the rest */
 	struct answer *done, **last_done;
 	struct peer_server_stats stats;
@@ -247,6 +248,8 @@ static void find_slots(struct work *w)
 	size_t i;
 
 	up->block_size = agent_block_size(s->params.agent);
+	if (up->block_size)
+		s->block_size = (uint32_t)up->block_size;
 	for (i = 0; i < up->nr; i++) {
 		if (!up->pieces[i].r)
 			find_piece(s->params.agent, &up->pieces[i]);
@@ -344,7 +347,7 @@ static void ask_serving(struct peer_server *s, struct upload *up, struct piece *
 
 	p->r = serving_ask(s->serving, net_request_peer(up->answer.req),
 			   up->known ? &up->from : NULL, &p->fp,
-			   1U << BLOCK_SHIFT_DEFAULT, clock_mono_ns(), &p->sent, names, &n);
+			   s->block_size, clock_mono_ns(), &p->sent, names, &n);
 	if (p->r != -EREMOTE)
 		return;
 	if (!up->redirected)
@@ -538,6 +541,7 @@ int peer_server_start(struct peer_server *s, const struct peer_server_params *pa
 		      struct error *err)
 {
 	s->params = *params;
+	s->block_size = 1U << BLOCK_SHIFT_MAX; /* until the first request is looked at */
 	s->pool = pool_new(params->loop, "read-slots", READ_THREADS);
 	if (!s->pool || pthread_create(&s->thread, NULL, serve, s))
 		return error_set(err, -EAGAIN, "cannot start the threads that serve peers");

@@ -364,6 +364,9 @@ void peers_run(struct peers *p)
 		if (!p->clients[i])
 			continue;
 		net_client_run(p->clients[i], 0);
+		/* What it answered may have named another, which has its number now. */
+		if (!p->clients[i])
+			continue;
 		links_connection(p->links, i, net_client_is_connected(p->clients[i]));
 	}
 	links_run(p->links);

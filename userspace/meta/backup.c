@@ -374,9 +374,12 @@ static int new_history(struct store *s, struct error *err)
 
 	if (uuid_generate(&history))
 		return error_set(err, -EIO, "no random numbers from the system");
+	/* The tables are those of this release, whichever made the backup: so is the schema. */
 	if (store_exec(s, err, "UPDATE cluster SET history = ?1, deletion = 1, map_version = "
-		       "map_version + ?2, members_version = members_version + ?2",
-		       V_UUID(&history), V_INT(JUMP)) < 0 ||
+		       "map_version + ?2, members_version = members_version + ?2, schema = ?3",
+		       V_UUID(&history), V_INT(JUMP), V_INT(META_SCHEMA_VERSION)) < 0 ||
+	    store_exec(s, err, "UPDATE servers SET draining = 1 WHERE state = ?1",
+		       V_INT(SERVER_DRAINING)) < 0 ||
 	    store_exec(s, err, "UPDATE shards SET epoch = epoch + ?1", V_INT(JUMP)) < 0 ||
 	    store_exec(s, err, "UPDATE images SET lease_epoch = lease_epoch + ?1",
 		       V_INT(JUMP)) < 0 ||

@@ -23,4 +23,11 @@ ALTER TABLE servers ADD COLUMN anew BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE replicas ADD COLUMN placed BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE replicas ADD COLUMN round BIGINT NOT NULL DEFAULT 0;
 
+-- A server that was being drained had that as its state.
+UPDATE servers SET draining = 1 WHERE state = 3;
+
+-- The disks of a receipt were packed without the map's version; what is gone is sent again.
+DELETE FROM push_receipts;
+DELETE FROM push_disks;
+
 UPDATE cluster SET schema = 3;
