@@ -3,7 +3,8 @@
  * handover [STRIDE]: a volume goes from host to host and back, while either agent or the meta server
  * is killed at each change of state, and at every STRIDEth step. At each, exactly one host can open the volume for writing, and it
  * has everything that was acknowledged anywhere before; and the next handover goes through. Then the
- * message of a handover that comes too late, and the pause that a guest would see.
+ * message of a handover that comes too late, names that the volume was not opened by, and the pause that
+ * a guest would see.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -180,7 +181,7 @@ static int try_to_open(struct test *t)
 
 /* ---- handovers ---- */
 
-static int hand_over(struct test *t, bool warm, Vmdedup__VolumeHandoverReply *said,
+static int hand_over(struct test *t, const char *name, bool warm, Vmdedup__VolumeHandoverReply *said,
 		     struct error *err)
 {
 	Vmdedup__VolumeHandover body = VMDEDUP__VOLUME_HANDOVER__INIT;
@@ -188,7 +189,7 @@ static int hand_over(struct test *t, bool warm, Vmdedup__VolumeHandoverReply *sa
 	struct net_reply reply = { 0 };
 	int r;
 
-	body.name = (char *)"vol";
+	body.name = (char *)name;
 	body.to = t->on ? (char *)"host0" : (char *)"host1";
 	body.warm = warm;
 	body.wait_ms = WAIT_MS;
@@ -407,7 +408,7 @@ static void pause_of_a_guest(struct test *t)
 	write_some(t);
 	if (host_push(host_of(t, t->on), "vol", NULL, &err))
 		die("push: %s", err.text);
-	for (int i = 0; hand_over(t, true, &said, &err); i++) {
+	for (int i = 0; hand_over(t, "vol", true, &said, &err); i++) {
 		if (i == WAIT_MS / 100)
 			die("warm: %s", err.text);
 		poll(NULL, 0, 100);
@@ -421,7 +422,7 @@ static void pause_of_a_guest(struct test *t)
 	write_some(t);
 	last = clock_mono_ns();
 	close_it(t);
-	if (hand_over(t, false, NULL, &err))
+	if (hand_over(t, "vol", false, NULL, &err))
 		die("handover: %s", err.text);
 	given = ms_since(last);
 	t->on = !t->on;
@@ -438,6 +439,73 @@ static void pause_of_a_guest(struct test *t)
 	       (unsigned long long)(far_after - far), BLOCKS);
 	if (far_after - far > 8)
 		die("the target was not warm");
+}
+
+/* ---- other names ---- */
+
+static void rename_image(struct test *t, const char *from, const char *to)
+{
+	if (vmdedup(t->w, "image", "rename", from, to, NULL))
+		die("rename: see %s/commands.log", t->w->dir);
+}
+
+static uint64_t unpushed(struct host *h, size_t *count)
+{
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	int r = cache_volumes(h->cache, &infos, count);
+
+	if (r)
+		die("volumes: %s", strerror(-r));
+	return *count ? infos[0].dirty_bytes : 0;
+}
+
+/* The agent dies in the push that the close asks for. */
+static void close_unpushed(struct test *t)
+{
+	struct host *h = host_of(t, t->on);
+	size_t count;
+
+	write_some(t);
+	arm(t, SOURCE, 0, "commit");
+	close_it(t);
+	while (!has_fired(t) || h->agent.pid)
+		poll(NULL, 0, 2);
+	disarm(t);
+	process_start(&h->agent);
+	host_wait(h);
+	if (!unpushed(h, &count) || count != 1)
+		die("there is nothing to lose");
+}
+
+static void gone_to_the_other(struct test *t, const char *name, const char *how)
+{
+	struct host *from = host_of(t, t->on);
+	struct error err;
+	size_t count;
+
+	if (unpushed(from, &count) || count)
+		die("%s: its volume is still here", how);
+	t->on = !t->on;
+	if (host_attach(host_of(t, t->on), name, 0, &t->volume, &err))
+		die("%s: %s", how, err.text);
+	verify(t, how);
+}
+
+/* A name that the volume was not opened by: it is the image's all the same. */
+static void other_names(struct test *t)
+{
+	struct error err;
+
+	close_unpushed(t);
+	rename_image(t, "vol", "renamed");
+	if (hand_over(t, "renamed", false, NULL, &err))
+		die("handover by another name: %s", err.text);
+	gone_to_the_other(t, "renamed", "after a handover by another name");
+	close_unpushed(t);
+	rename_image(t, "renamed", "vol");
+	if (host_detach(host_of(t, t->on), "vol", &err))
+		die("detach by another name: %s", err.text);
+	gone_to_the_other(t, "vol", "after a detach by another name");
 }
 
 /* ---- the whole ---- */
@@ -488,6 +556,7 @@ int main(int argc, char **argv)
 	t->w = world_new(16 << 20, "push_age = 0\nlisten = tcp://127.0.0.1:*\n", on_step, t);
 	make_volume(t);
 	pause_of_a_guest(t);
+	other_names(t);
 	for (enum who who = SOURCE; who <= META; who++) {
 		walk_states(t, who);
 		if (stride)

@@ -78,33 +78,46 @@ void pusher_holder(struct pusher *p, struct uuid *cache)
 	pthread_mutex_unlock(&p->lock);
 }
 
-int pusher_find_volume(struct pusher *p, const struct pusher_task *task,
-		       struct dm_dedup_volume_info *found, struct error *err)
+/* By the first of its number, image and name that there is. */
+static int find_volume(struct pusher *p, uint64_t volume, const struct uuid *image,
+		       const char *name, struct dm_dedup_volume_info *found, struct error *err)
 {
 	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
-	struct uuid uuid;
-	bool by_uuid;
 	size_t i, count;
 	int r;
 
-	/* The cache may answer before the loop has been told which one it is. */
-	pusher_holder(p, &uuid);
-	if (uuid_is_null(&uuid))
-		return error_set(err, -ENODEV, "the cache is not connected yet");
-	by_uuid = !uuid_from_text(&uuid, task->name);
 	r = cache_volumes(p->params.cache, &infos, &count);
 	if (r)
 		return error_set(err, r, "cannot list the volumes of the cache: %s",
 				 r == -ENODEV ? "it is not connected" : strerror(-r));
 	for (i = 0; i < count; i++) {
-		if (task->volume ? infos[i].volume == task->volume :
-		    by_uuid	 ? !memcmp(infos[i].image, uuid.b, sizeof(uuid.b)) :
-				   !strcmp(infos[i].name, task->name)) {
+		if (volume ? infos[i].volume == volume :
+		    image  ? !memcmp(infos[i].image, image->b, sizeof(image->b)) :
+			     !strcmp(infos[i].name, name)) {
 			*found = infos[i];
 			return 0;
 		}
 	}
-	return error_set(err, -ENOENT, "there is no volume of image %s on this host", task->name);
+	return error_set(err, -ENOENT, "there is no volume of image %s on this host", name);
+}
+
+int pusher_find_image(struct pusher *p, const struct uuid *image, const char *name,
+		      struct dm_dedup_volume_info *found, struct error *err)
+{
+	return find_volume(p, 0, image, name, found, err);
+}
+
+int pusher_find_volume(struct pusher *p, const struct pusher_task *task,
+		       struct dm_dedup_volume_info *found, struct error *err)
+{
+	struct uuid uuid;
+
+	/* The cache may answer before the loop has been told which one it is. */
+	pusher_holder(p, &uuid);
+	if (uuid_is_null(&uuid))
+		return error_set(err, -ENODEV, "the cache is not connected yet");
+	return find_volume(p, task->volume, uuid_from_text(&uuid, task->name) ? NULL : &uuid,
+			   task->name, found, err);
 }
 
 /* Only the meta server's word on the lease itself stops a volume. */

@@ -39,9 +39,13 @@ struct pusher {
 
 /* ---- pusher.c ---- */
 void pusher_holder(struct pusher *p, struct uuid *cache); /* which holds the leases; null: none yet */
-/* By task->volume, else by task->name. */
+/* By task->volume, else by task->name: the name that the volume was opened by, or its image's UUID.
+ * -ENOENT says nothing of an image that has got another name since. */
 int pusher_find_volume(struct pusher *p, const struct pusher_task *task,
 		       struct dm_dedup_volume_info *found, struct error *err);
+/* Of this very image, whatever the volume is called. @name: for people. -ENOENT: it has none. */
+int pusher_find_image(struct pusher *p, const struct uuid *image, const char *name,
+		      struct dm_dedup_volume_info *found, struct error *err);
 int pusher_need_cluster(struct pusher *p, struct error *err);
 /* One cut: pushed, or its failure noted, for the next try and for people. */
 int pusher_push(struct pusher *p, const struct dm_dedup_volume_info *v, bool make_version,

@@ -122,43 +122,56 @@ static void opening_in_loop(void *arg)
 	o->is = agent_opens_image(o->agent, o->image);
 }
 
-/* An agent died, or the meta server was away, between the cache's RELEASE and the lease's: the
- * volume has gone and the image is still leased to this cache (or to whom it was handed over). */
-static int lease_left(struct pusher *p, const struct pusher_task *task, struct uuid *image,
-		      struct uuid *leased, uint64_t *epoch)
+/* The lease of an image without a volume here. */
+struct left {
+	struct uuid image, leased;
+	uint64_t epoch;
+};
+
+/*
+ * No volume has the task's name. 0: one has it all the same, @v: the image was renamed, or the
+ * volume was opened by the image's UUID, or only just now. LEASE_LEFT: an agent died, or the meta
+ * server was away, between the cache's RELEASE and the lease's: the volume has gone and the image
+ * is still leased to this cache (or to whom it was handed over). -ENOENT: neither.
+ */
+#define LEASE_LEFT 1
+static int find_by_lease(struct pusher *p, struct pusher_task *task, struct dm_dedup_volume_info *v,
+			 struct left *left)
 {
-	struct opening o = { .agent = p->params.agent, .image = image };
+	struct opening o = { .agent = p->params.agent, .image = &left->image };
 	struct error err = { 0 };
 	struct uuid cache;
 	int r;
 
 	r = pusher_need_cluster(p, &err);
 	if (!r)
-		r = push_cluster_lease(&p->servers, task->name, META_TIMEOUT_MS, image, leased, epoch,
-				       &err);
-	pusher_holder(p, &cache);
-	if (r || uuid_is_null(leased))
-		return -ENOENT;
-	if (task->kind == TASK_HANDOVER && uuid_equal(leased, &task->to_cache))
-		return 0;
-	if (!uuid_equal(leased, &cache))
-		return -ENOENT;
-	/* Whoever opens it after this look gets a lease of another epoch: volume.c, `renew`. */
-	return loop_call(p->params.loop, opening_in_loop, &o) && !o.is ? 0 : -ENOENT;
-}
-
-static int release_lease_left(struct pusher *p, struct pusher_task *task)
-{
-	struct uuid image, leased;
-	uint64_t epoch;
-	int r;
-
-	r = lease_left(p, task, &image, &leased, &epoch);
+		r = push_cluster_lease(&p->servers, task->name, META_TIMEOUT_MS, &left->image,
+				       &left->leased, &left->epoch, &err);
 	if (r)
-		return r;
+		return -ENOENT;
+	/*
+	 * Nothing is concluded from a name: only the cache's records tell whether the image has a
+	 * volume here. An OPEN whose lease is of this epoch or an older one is under way at the first
+	 * look, or has left its record for the second. Whoever opens it later gets a lease of another
+	 * epoch: volume.c, `renew`.
+	 */
+	if (!loop_call(p->params.loop, opening_in_loop, &o))
+		return -ENOENT;
 	task->err.code = 0;
-	return push_cluster_release(&p->servers, &image, &leased, epoch, META_TIMEOUT_MS,
-				    &task->err);
+	r = pusher_find_image(p, &left->image, task->name, v, &task->err);
+	if (!r)
+		memcpy(task->name, v->name, sizeof(task->name)); /* by which the agent forgets it */
+	if (r != -ENOENT)
+		return r;
+	if (o.is)
+		return error_set(&task->err, -EBUSY, "image %s is being opened on this host", task->name);
+	pusher_holder(p, &cache);
+	if (uuid_equal(&left->leased, &cache) ||
+	    (task->kind == TASK_HANDOVER && uuid_equal(&left->leased, &task->to_cache))) {
+		task->err.code = 0;
+		return LEASE_LEFT;
+	}
+	return -ENOENT;
 }
 
 static int task_detach(struct pusher *p, struct pusher_task *task)
@@ -166,6 +179,7 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 	struct dm_dedup_volume_info v;
 	struct uuid image, cache;
 	bool leased, discard;
+	struct left left;
 	int r;
 
 	r = pusher_find_volume(p, task, &v, &task->err);
@@ -173,8 +187,11 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 		task->err.code = 0;
 		return 0;
 	}
-	if (r == -ENOENT && !task->volume)
-		return release_lease_left(p, task);
+	if (r == -ENOENT)
+		r = find_by_lease(p, task, &v, &left);
+	if (r == LEASE_LEFT)
+		return push_cluster_release(&p->servers, &left.image, &left.leased, left.epoch,
+					    META_TIMEOUT_MS, &task->err);
 	if (r)
 		return r;
 	if (v.flags & DM_DEDUP_VOL_OPEN)
@@ -230,7 +247,8 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
  *  - RELEASE is refused while a device is open or anything lies above the committed cut; so nothing
  *    acknowledged on S is missing from the head that T opens.
  *  - 5 twice is once: in the session by its sequence, else because T has it already.
- *  - From 4, whose volume is gone, a repeated handover goes on by what the meta server says (lease_left).
+ *  - From 4, whose volume is gone, a repeated handover goes on by what the meta server says
+ *    (find_by_lease).
  *  - If T never comes, the image is leased to T: `break-lease` as for any host that is lost. Before the
  *    grant is given up T's agent has answered (handover.c).
  */
@@ -248,29 +266,21 @@ static int handover_lease(struct pusher *p, struct pusher_task *task, const stru
 				"yet (the same command again does it)"), r : 0;
 }
 
-static int handover_left(struct pusher *p, struct pusher_task *task)
-{
-	struct uuid image, leased;
-	uint64_t epoch;
-	int r;
-
-	r = lease_left(p, task, &image, &leased, &epoch);
-	if (r)
-		return r;
-	task->err.code = 0;
-	task->lease_epoch = epoch;
-	return uuid_equal(&leased, &task->to_cache) ? 0 : handover_lease(p, task, &image, epoch);
-}
-
 static int task_handover(struct pusher *p, struct pusher_task *task)
 {
 	struct dm_dedup_volume_info v;
+	struct left left;
 	struct uuid image;
 	int r;
 
 	r = pusher_find_volume(p, task, &v, &task->err);
 	if (r == -ENOENT)
-		return handover_left(p, task);
+		r = find_by_lease(p, task, &v, &left);
+	if (r == LEASE_LEFT) {
+		task->lease_epoch = left.epoch;
+		return uuid_equal(&left.leased, &task->to_cache) ?
+			       0 : handover_lease(p, task, &left.image, left.epoch);
+	}
 	if (r)
 		return r;
 	if (v.flags & DM_DEDUP_VOL_OPEN)
