@@ -156,7 +156,10 @@ $(O)/tests/crash/disk: $(O)/obj/tests/crash/disk.o
 $(O)/tests/crash/replay: $(addprefix $(O)/obj/tests/crash/,replay.o verify.o) $(LIBS)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
-crash-build: selftest-build $(addprefix $(O)/tests/crash/,disk replay)
+$(O)/tests/crash/commit_agent: $(O)/obj/tests/crash/commit_agent.o $(LIBS)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ -Wl,--wrap=cluster_mutate $^ $(LDLIBS)
+crash-build: selftest-build $(addprefix $(O)/tests/crash/,disk replay commit_agent)
 
 $(O)/tests/cluster/history: $(O)/obj/tests/cluster/history.o $(LIBS)
 	@mkdir -p $(@D)
