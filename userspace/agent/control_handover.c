@@ -107,6 +107,11 @@ void control_handover(struct daemon *d, struct net_request *req)
 				sizeof(h->push.name) - 1, sizeof(h->find.to) - 1);
 		return;
 	}
+	if (msg->wait_ms > HANDOVER_WAIT_MAX_MS) {
+		net_reply_error(req, EINVAL, "a host is waited for for at most %d s",
+				HANDOVER_WAIT_MAX_MS / 1000);
+		return;
+	}
 	if (!agent_is_connected(d->agent)) {
 		net_reply_error(req, ENODEV, "the agent has no cache: %s", d->cache_trouble);
 		return;

@@ -173,6 +173,7 @@ struct agent_warmth {
 	uint64_t here;	 /* in the cache, or zeros */
 	uint64_t failed; /* given up: they come when the guest wants them */
 	uint64_t from_peers;
+	struct uuid cache; /* which one; also with an error, but for -ENODEV */
 };
 
 /*

@@ -39,7 +39,7 @@ struct handover {
 	pthread_t thread;
 	pthread_mutex_t lock; /* guards all below */
 	pthread_cond_t some;
-	struct handover_task *first, **last;
+	struct handover_task *first;
 	bool stop, ended;
 };
 
@@ -53,6 +53,13 @@ static bool stopping(struct handover *h)
 	return stop;
 }
 
+/* Under the lock. */
+static bool switch_waits(const struct handover *h)
+{
+	return h->first && !h->first->warm;
+}
+
+/* Or until a switch waits. */
 static void pause_ms(struct handover *h, int ms)
 {
 	struct timespec until;
@@ -62,7 +69,7 @@ static void pause_ms(struct handover *h, int ms)
 	until.tv_sec += until.tv_nsec / 1000000000L;
 	until.tv_nsec %= 1000000000L;
 	pthread_mutex_lock(&h->lock);
-	while (!h->stop)
+	while (!h->stop && !switch_waits(h))
 		if (pthread_cond_timedwait(&h->some, &h->lock, &until) == ETIMEDOUT)
 			break;
 	pthread_mutex_unlock(&h->lock);
@@ -234,6 +241,8 @@ free_hot:
 
 /* ---- warming it ---- */
 
+static void run_switches(struct handover *h);
+
 static int ask_warm(struct handover *h, struct net_client *c, struct handover_task *t,
 		    const struct dm_dedup_volume_info *v, bool first, struct error *err)
 {
@@ -255,6 +264,11 @@ static int ask_warm(struct handover *h, struct net_client *c, struct handover_ta
 	req.body_case = VMDEDUP__REQUEST__BODY_PEER_WARM;
 	req.peer_warm = &warm;
 	r = net_call(c, &req, NULL, 0, PEER_TIMEOUT_MS, &reply, err);
+	t->warmth.cache = (struct uuid){ 0 };
+	if (reply.header && reply.header->body_case == VMDEDUP__REPLY__BODY_PEER_WARM &&
+	    reply.header->peer_warm->cache.len == sizeof(t->warmth.cache.b))
+		memcpy(t->warmth.cache.b, reply.header->peer_warm->cache.data,
+		       sizeof(t->warmth.cache.b));
 	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_PEER_WARM)
 		r = error_set(err, -EPROTO, "it is of another version");
 	if (!r) {
@@ -283,6 +297,7 @@ static void warm_it(struct handover *h, struct net_client *c, struct handover_ta
 	while (!r && t->warmth.here + t->warmth.failed < t->warmth.blocks && !stopping(h) &&
 	       clock_mono_ns() < end) {
 		pause_ms(h, LOOK_MS);
+		run_switches(h);
 		r = ask_warm(h, c, t, v, false, &err);
 	}
 	if (r)
@@ -293,18 +308,24 @@ static void warm_it(struct handover *h, struct net_client *c, struct handover_ta
 			 (unsigned long long)t->warmth.blocks);
 }
 
-/* The grant is given up only for an agent that answers: any answer will do. */
+/* The grant is given up only for an agent that answers and has the very cache that gets the lease: that
+ * may have been formatted anew since it was found. Besides that any answer will do. */
 static int is_there(struct handover *h, struct net_client *c, struct handover_task *t,
 		    const struct dm_dedup_volume_info *v)
 {
+	char cache[UUID_TEXT_SIZE];
 	int r = ask_warm(h, c, t, v, false, &t->err);
 
-	if (r != -ETIMEDOUT && r != -ECANCELED) {
+	if (uuid_equal(&t->warmth.cache, &t->target.cache)) {
 		t->err.code = 0;
 		return 0;
 	}
-	return error_set(&t->err, -EHOSTUNREACH, "the agent of host %s does not answer on %s: nothing "
-			 "was done", t->target.host, t->target.address.endpoint);
+	if (r == -ETIMEDOUT || r == -ECANCELED)
+		return error_set(&t->err, -EHOSTUNREACH, "the agent of host %s does not answer on %s: "
+				 "nothing was done", t->target.host, t->target.address.endpoint);
+	return error_set(&t->err, -EHOSTUNREACH, "the agent of host %s on %s does not have the cache %s, "
+			 "by which the meta server knows it: nothing was done", t->target.host,
+			 t->target.address.endpoint, uuid_to_text(&t->target.cache, cache));
 }
 
 /* ---- one task ---- */
@@ -419,7 +440,7 @@ static void run_task(struct handover *h, struct handover_task *t)
 		return;
 	k = t->warm || gone ? NULL : known_find(h, v.image, t->to);
 	r = run_once(h, t, &v, gone, k);
-	if (k && r == -EHOSTUNREACH) { /* it may be reached elsewhere by now */
+	if (k && r == -EHOSTUNREACH) { /* it may be elsewhere, or another, by now */
 		k->at_ns = 0;
 		t->err.code = 0;
 		r = run_once(h, t, &v, gone, NULL);
@@ -430,6 +451,41 @@ static void run_task(struct handover *h, struct handover_task *t)
 
 /* ---- the thread ---- */
 
+/* Switches, then what warms; each in its order. Under the lock. */
+static void put(struct handover *h, struct handover_task *task)
+{
+	struct handover_task **at = &h->first;
+
+	while (*at && (task->warm || !(*at)->warm))
+		at = &(*at)->next;
+	task->next = *at;
+	*at = task;
+}
+
+static struct handover_task *take(struct handover *h)
+{
+	struct handover_task *t = h->first;
+
+	h->first = t->next;
+	return t;
+}
+
+/* In the midst of a warming, of which no guest waits for the end. */
+static void run_switches(struct handover *h)
+{
+	struct handover_task *t;
+
+	pthread_mutex_lock(&h->lock);
+	while (!h->stop && switch_waits(h)) {
+		t = take(h);
+		pthread_mutex_unlock(&h->lock);
+		run_task(h, t);
+		loop_post(h->params.loop, &t->work);
+		pthread_mutex_lock(&h->lock);
+	}
+	pthread_mutex_unlock(&h->lock);
+}
+
 static void *handover_thread(void *arg)
 {
 	struct handover *h = arg;
@@ -437,14 +493,11 @@ static void *handover_thread(void *arg)
 
 	pthread_mutex_lock(&h->lock);
 	while (!h->stop || h->first) {
-		t = h->first;
-		if (!t) {
+		if (!h->first) {
 			pthread_cond_wait(&h->some, &h->lock);
 			continue;
 		}
-		h->first = t->next;
-		if (!h->first)
-			h->last = &h->first;
+		t = take(h);
 		if (h->stop) {
 			error_set(&t->err, -ECANCELED, "the agent is ending");
 		} else {
@@ -461,14 +514,12 @@ static void *handover_thread(void *arg)
 
 void handover_submit(struct handover *h, struct handover_task *task)
 {
-	task->next = NULL;
 	pthread_mutex_lock(&h->lock);
 	if (h->ended) {
 		error_set(&task->err, -ECANCELED, "the agent is ending");
 		loop_post(h->params.loop, &task->work);
 	} else {
-		*h->last = task;
-		h->last = &task->next;
+		put(h, task);
 		pthread_cond_broadcast(&h->some);
 	}
 	pthread_mutex_unlock(&h->lock);
@@ -484,7 +535,6 @@ struct handover *handover_new(const struct handover_params *params, struct error
 		return NULL;
 	}
 	h->params = *params;
-	h->last = &h->first;
 	pthread_mutex_init(&h->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

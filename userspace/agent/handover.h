@@ -2,7 +2,8 @@
 /*
  * Handing a volume over to another host: the part before the switch. It finds the other host's agent,
  * tells it what this host's cache holds of the image, and waits until that is in the other's cache. A
- * thread of its own, one handover at a time: all of it may take long, and changes nothing. The switch
+ * thread of its own, one handover at a time: all of it may take long, and changes nothing. What only asks
+ * whether the other is there comes before all that warms, and between: a guest waits for it. The switch
  * is the push thread's (TASK_HANDOVER; its states are there).
  */
 #ifndef VMDEDUP_AGENT_HANDOVER_H
@@ -15,6 +16,8 @@
 #include "base/config.h"
 #include "net/net.h"
 #include "proto/peer_address.h"
+
+#define HANDOVER_WAIT_MAX_MS (3600 * 1000) /* also what `volume handover --warm-wait` takes */
 
 struct handover_target {
 	char host[64];
@@ -29,13 +32,13 @@ struct handover_task {
 	char name[DM_DEDUP_NAME_SIZE]; /* of the volume, or its image's UUID */
 	char to[64];		       /* host, or its cache's UUID */
 	bool warm;		       /* else: only who the target is, and that it is there */
-	uint64_t wait_ms;
+	uint64_t wait_ms; /* at most HANDOVER_WAIT_MAX_MS */
 	struct uuid self;	       /* this host's cache */
 	/* answer */
 	struct handover_target target;
 	void *hot; /* blocks as a trace; free() */
 	size_t hot_len;
-	struct agent_warmth warmth;
+	struct agent_warmth warmth;    /* ->cache: that has answered last; null: none has */
 	char cold[200]; /* why it is not warm */
 	struct error err;
 };

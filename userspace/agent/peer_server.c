@@ -276,14 +276,18 @@ static void reply_warmth(struct answer *a)
 	Vmdedup__PeerWarmReply body = VMDEDUP__PEER_WARM_REPLY__INIT;
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
 	struct warming *w = (struct warming *)a;
+	struct error err;
 
 	if (w->r) {
-		net_reply_error(a->req, -w->r, "that host cannot be warmed: %s",
-				w->r == -EOPNOTSUPP ? "its kernel takes no blocks before the volume" :
-				w->r == -ENODEV	    ? "it has no cache" :
-						      strerror(-w->r));
-		return;
+		error_set(&err, w->r, "that host cannot be warmed: %s",
+			  w->r == -EOPNOTSUPP ? "its kernel takes no blocks before the volume" :
+			  w->r == -ENODEV     ? "it has no cache" :
+						strerror(-w->r));
+		reply.error = -w->r;
+		reply.error_text = err.text;
 	}
+	if (w->r != -ENODEV)
+		body.cache = (ProtobufCBinaryData){ sizeof(w->warmth.cache.b), w->warmth.cache.b };
 	body.blocks = w->warmth.blocks;
 	body.here = w->warmth.here;
 	body.failed = w->warmth.failed;

@@ -106,6 +106,7 @@ int agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
 
 	if (!a->connected)
 		return -ENODEV;
+	memcpy(warmth->cache.b, a->hello.cache, sizeof(warmth->cache.b));
 	if (!(a->hello.features & DM_DEDUP_FEATURE_LOOSE))
 		return -EOPNOTSUPP;
 	if (len)
@@ -116,6 +117,7 @@ int agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
 		return r;
 	(*place)->asked_ns = agent_now(a);
 	warm_more(a);
+	(*place)->warmth.cache = warmth->cache;
 	*warmth = (*place)->warmth;
 	return 0;
 }

@@ -8,7 +8,8 @@
 #include "cli/dm.h"
 #include "cli/ui.h"
 
-#define WARM_S 60
+#define WARM_S	   60
+#define WARM_S_MAX 3600 /* HANDOVER_WAIT_MAX_MS */
 
 struct handover {
 	char image[256], device[128];
@@ -126,7 +127,7 @@ int handover_run(struct cli *cli, const struct verb *verb, int argc, char **argv
 		OPT_TEXT("to", "HOST", &h.to, "that host, or the UUID of its cache (needed)"),
 		OPT_FLAG("prepare", &h.prepare, "only push and warm: the guest goes on"),
 		OPT_FLAG("cold", &h.cold, "do not warm the other host"),
-		OPT_NUMBER("warm-wait", "SECONDS", &h.warm_s, "for the other to be warm (60)"),
+		OPT_NUMBER("warm-wait", "SECONDS", &h.warm_s, "for the other to be warm (60; up to 3600)"),
 		OPT_FLAG("json", &json, "print JSON"),
 		OPT_END
 	};
@@ -138,6 +139,10 @@ int handover_run(struct cli *cli, const struct verb *verb, int argc, char **argv
 		return code;
 	if (!h.to || !*h.to) {
 		fprintf(stderr, "vmdedup: --to is needed: the host that is to have %s\n", argv[0]);
+		return EXIT_USAGE;
+	}
+	if (h.warm_s > WARM_S_MAX) {
+		fprintf(stderr, "vmdedup: --warm-wait takes at most %d seconds\n", WARM_S_MAX);
 		return EXIT_USAGE;
 	}
 	r = agent_open(&a, &cli->conf, &err);
