@@ -20,27 +20,13 @@ static char dir[] = "/tmp/vmdedup-net-XXXXXX";
 
 static char *key_path(const char *name)
 {
-	static char paths[4][160];
-	static int n;
-	char *path = paths[n++ % 4];
-
-	snprintf(path, sizeof(paths[0]), "%s/%s", dir, name);
-	return path;
+	return netw_path(dir, name);
 }
 
-/* dir/NAME and dir/NAME_secret; the public key in clients/ too when it may connect. */
+/* Hosts of this cluster are those whose keys may connect. */
 static void make_key(const char *name, bool may_connect, uint8_t public_key[32])
 {
-	zcert_t *cert = zcert_new();
-	char client_name[64];
-
-	assert_non_null(cert);
-	assert_int_equal(zcert_save(cert, key_path(name)), 0);
-	snprintf(client_name, sizeof(client_name), "clients/%s", name);
-	if (may_connect)
-		assert_int_equal(zcert_save_public(cert, key_path(client_name)), 0);
-	memcpy(public_key, zcert_public_key(cert), 32);
-	zcert_destroy(&cert);
+	netw_make_key(dir, name, may_connect, public_key);
 }
 
 static void test_curve(void **state)

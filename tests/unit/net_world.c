@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <czmq.h>
 
 #include "net_world.h"
 #include "proto/limits.h"
@@ -238,4 +239,28 @@ void netw_record(void *arg, int r, struct net_reply *reply)
 	if (reply && reply->header->body_case == VMDEDUP__REPLY__BODY_DATA_STAT)
 		o->puts = reply->header->data_stat->puts;
 	net_reply_free(reply);
+}
+
+char *netw_path(const char *dir, const char *name)
+{
+	static char paths[4][160];
+	static int n;
+	char *path = paths[n++ % 4];
+
+	snprintf(path, sizeof(paths[0]), "%s/%s", dir, name);
+	return path;
+}
+
+void netw_make_key(const char *dir, const char *name, bool may_connect, uint8_t public_key[32])
+{
+	zcert_t *cert = zcert_new();
+	char client_name[64];
+
+	assert_non_null(cert);
+	assert_int_equal(zcert_save(cert, netw_path(dir, name)), 0);
+	snprintf(client_name, sizeof(client_name), "clients/%s", name);
+	if (may_connect)
+		assert_int_equal(zcert_save_public(cert, netw_path(dir, client_name)), 0);
+	memcpy(public_key, zcert_public_key(cert), 32);
+	zcert_destroy(&cert);
 }

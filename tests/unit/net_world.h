@@ -47,6 +47,11 @@ int netw_stat_call(struct net_client *c, int timeout_ms, struct error *err);
 struct net_client *netw_client(struct net_ctx *ctx, const char *endpoint, const uint8_t *key);
 struct net_ctx *netw_context(const char *secret, const char *clients);
 
+/* DIR/NAME, in one of four buffers that are used in turn. */
+char *netw_path(const char *dir, const char *name);
+/* DIR/NAME and DIR/NAME_secret; the public key in DIR/clients too when it @may_connect. */
+void netw_make_key(const char *dir, const char *name, bool may_connect, uint8_t public_key[32]);
+
 /* How a call ended; a net_done_fn that records it. */
 struct netw_outcome {
 	int done, r;
