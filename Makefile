@@ -98,6 +98,30 @@ $(O)/tests/unit/%_sim_test: $(O)/obj/tests/unit/%_sim_test.o $(SIM_OBJS) $(LIBS)
 	@$(if $(Q),echo "  LD      $@")
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
+# One that runs whole daemons: their sources once more, with few shards and small tables, over a network,
+# threads and a clock that are simulated.
+FEW_OBJS := $(patsubst %.c,$(O)/few/%.o,$(foreach l,meta data lib proto base,$(call lib_srcs,$l)) \
+              $(wildcard tests/sim/cluster/*.c) tests/sim/engine.c tests/unit/cluster_sim_test.c) \
+            $(addprefix $(O)/few/gen/,proto/vmdedup.pb-c.o meta/schema.o meta/upgrade_1.o \
+              meta/upgrade_2.o)
+FEW      := -DSHARD_BITS=3 -DMETA_MAX_SERVERS=64 -DREDIRECT_BLOCKS=16 -DREDIRECT_PEERS=64 \
+            -DJOIN_REPEAT_MS=6000
+SIM_WRAP := pthread_create pthread_join pthread_mutex_lock pthread_mutex_unlock pthread_rwlock_rdlock \
+            pthread_rwlock_wrlock pthread_rwlock_unlock pthread_cond_wait pthread_cond_signal \
+            pthread_cond_broadcast clock_cond_wait clock_mono_ns clock_wall_s time usleep nanosleep \
+            getrandom eventfd read write close poll
+$(O)/few/%.o: %.c | $(O)/gen/proto/vmdedup.pb-c.h
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  CC      $< (few shards)")
+	$(Q)$(CC) $(CPPFLAGS) $(FEW) $(CFLAGS) $(SANFLAGS) -std=gnu11 $(WARN) -MMD -MP -c -o $@ $<
+$(O)/few/gen/%.o: $(O)/gen/%.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$(O)/tests/unit/cluster_sim_test: $(FEW_OBJS)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) $(SIM_WRAP:%=-Wl,--wrap=%) -o $@ $^ -lcmocka $(LDLIBS)
+
 # Fuzz targets run with the unit tests, over mutations of their seeds; `make fuzz` runs them
 # under libFuzzer for FUZZ_SECONDS each. Findings: build/fuzz/findings.
 FUZZERS := $(patsubst tests/fuzz/%.c,$(O)/tests/fuzz/%,$(wildcard tests/fuzz/*_fuzz.c))
@@ -121,8 +145,8 @@ unit: unit-build
 	$(Q)tests/unit/run $(UNIT_TESTS) $(FUZZERS)
 
 # Fleets of processes that are killed at every step: the tests, and an agent whose cache is in them.
-CLUSTER_TESTS := chaos_host handover random_ops push_steps volumes
-CLUSTER_WORLD := $(call objs,$(addprefix tests/cluster/,world.c cache_host.c))
+CLUSTER_TESTS := chaos_host handover handover_target random_ops push_steps volumes
+CLUSTER_WORLD := $(call objs,$(addprefix tests/cluster/,world.c guest.c strike.c cache_host.c))
 CLUSTER_WRAP  := cluster_push_begin cluster_push_block cluster_mutation_submit cluster_mutate \
                  agent_warm
 $(CLUSTER_TESTS:%=$(O)/tests/cluster/%): $(O)/tests/cluster/%: $(O)/obj/tests/cluster/%.o \
@@ -130,6 +154,7 @@ $(CLUSTER_TESTS:%=$(O)/tests/cluster/%): $(O)/tests/cluster/%: $(O)/obj/tests/cl
 	@mkdir -p $(@D)
 	@$(if $(Q),echo "  LD      $@")
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+$(O)/tests/cluster/random_ops: $(call objs,tests/cluster/random_model.c)
 $(O)/tests/cluster/host_agent: $(call objs,$(addprefix tests/cluster/,host_agent.c cache_socket.c)) \
 		$(LIBS)
 	@mkdir -p $(@D)
@@ -156,10 +181,10 @@ $(O)/tests/crash/disk: $(O)/obj/tests/crash/disk.o
 $(O)/tests/crash/replay: $(addprefix $(O)/obj/tests/crash/,replay.o verify.o) $(LIBS)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
-$(O)/tests/crash/commit_agent: $(O)/obj/tests/crash/commit_agent.o $(LIBS)
+$(O)/tests/crash/step_agent: $(O)/obj/tests/crash/step_agent.o $(LIBS)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ -Wl,--wrap=cluster_mutate $^ $(LDLIBS)
-crash-build: selftest-build $(addprefix $(O)/tests/crash/,disk replay commit_agent)
+	$(Q)$(CC) $(CFLAGS) $(SANFLAGS) -o $@ -Wl,--wrap=cluster_mutate -Wl,--wrap=agent_warm $^ $(LDLIBS)
+crash-build: selftest-build $(addprefix $(O)/tests/crash/,disk replay step_agent)
 
 $(O)/tests/cluster/history: $(O)/obj/tests/cluster/history.o $(LIBS)
 	@mkdir -p $(@D)
@@ -211,4 +236,4 @@ clean:
 
 .PHONY: all selftest-build crash-build unit unit-build cluster-build fuzz fuzz-build bench-build modules install clean
 .SECONDARY:
--include $(shell find $(O)/obj -name '*.d' 2>/dev/null)
+-include $(shell find $(O)/obj $(O)/few -name '*.d' 2>/dev/null)

@@ -288,22 +288,29 @@ static int publish_reserve(struct publish_io *io)
 	return r;
 }
 
-static int publish_take_slot(struct publish_io *io)
+/*
+ * @wait: jiffies that the call may still wait in all. It does not while it has blocks on their way, which
+ * keep what others wait for: -EAGAIN, finish those first.
+ */
+static int publish_take_slot(struct publish_io *io, bool others, long *wait)
 {
 	struct cache *c = io->cache;
 	int r = publish_reserve(io);
 
 	if (r != -ENOSPC)
 		return r;
+	if (others)
+		return -EAGAIN;
 	space_kick(c);
-	wait_event_killable_timeout(c->slot_wait, READ_ONCE(c->nr_pool), PUBLISH_WAIT);
+	*wait = wait_event_killable_timeout(c->slot_wait, READ_ONCE(c->nr_pool), *wait);
+	*wait = max(*wait, 0L);
 	return publish_reserve(io);
 }
 
-static int publish_start(struct publish_io *io)
+static int publish_start(struct publish_io *io, bool others, long *wait)
 {
 	struct cache *c = io->cache;
-	int r = publish_take_slot(io);
+	int r = publish_take_slot(io, others, wait);
 
 	if (r)
 		return r;
@@ -358,7 +365,7 @@ static void publish_finish(struct publish_io *io)
 
 	wait_for_completion_io(&io->done);
 	if (io->bio->bi_status) {
-		if (slot_write_failed(io->bio->bi_status))
+		if (slot_write_failed(io->bio, io->bio->bi_status))
 			slots_bad(c, io->slot, 1);
 		health_suspect(c);
 	}
@@ -393,19 +400,22 @@ static void publish_give_up(struct volume *vol, u64 cookie)
 	misses_ended(c);
 }
 
-static void publish_begin(struct cache *c, struct publish_io *io, struct dm_dedup_publish *e)
+/* False: not before those have ended that are on their way. */
+static bool publish_begin(struct publish_io *io, bool others, long *wait)
 {
-	*io = (struct publish_io){ .cache = c, .e = e };
+	struct dm_dedup_publish *e = io->e;
+	struct cache *c = io->cache;
+
 	if (e->source >= DEDUP_NR_SOURCES || (!e->volume && e->cookie)) {
 		e->result = -EINVAL;
-		return;
+		return true;
 	}
 	if (e->volume) {
 		io->vol = answer_volume(c, e->volume, e->block, &e->result);
 		if (!io->vol)
-			return;
+			return true;
 	}
-	e->result = publish_start(io);
+	e->result = publish_start(io, others, wait);
 	io->started = !e->result;
 	if (e->result && io->vol) {
 		trace_dedup_publish(io->vol, e, e->result);
@@ -414,13 +424,33 @@ static void publish_begin(struct cache *c, struct publish_io *io, struct dm_dedu
 		volume_put(io->vol);
 		io->vol = NULL;
 	}
+	return !others || e->result != -EAGAIN;
+}
+
+/* Begins as many as it can at a time, at most @max. Returns how many. */
+static u32 publish_window(struct cache *c, struct publish_io *ios, struct dm_dedup_publish *entries,
+			  u32 max, long *wait)
+{
+	bool others = false;
+	struct blk_plug plug;
+	u32 n;
+
+	blk_start_plug(&plug);
+	for (n = 0; n < max; n++) {
+		ios[n] = (struct publish_io){ .cache = c, .e = &entries[n] };
+		if (!publish_begin(&ios[n], others, wait))
+			break;
+		others |= ios[n].started;
+	}
+	blk_finish_plug(&plug);
+	return n;
 }
 
 int fetch_publish(struct cache *c, struct dm_dedup_publish *entries, u32 count)
 {
 	u32 window = max(1U, PUBLISH_WINDOW >> (c->sector_shift + SECTOR_SHIFT));
+	long wait = PUBLISH_WAIT;
 	struct publish_io *ios;
-	struct blk_plug plug;
 	u32 done, n, i;
 
 	window = min(window, count);
@@ -428,11 +458,7 @@ int fetch_publish(struct cache *c, struct dm_dedup_publish *entries, u32 count)
 	if (!ios)
 		return -ENOMEM;
 	for (done = 0; done < count; done += n) {
-		n = min(window, count - done);
-		blk_start_plug(&plug);
-		for (i = 0; i < n; i++)
-			publish_begin(c, &ios[i], &entries[done + i]);
-		blk_finish_plug(&plug);
+		n = publish_window(c, ios, &entries[done], min(window, count - done), &wait);
 		for (i = 0; i < n; i++)
 			if (ios[i].started)
 				publish_finish(&ios[i]);

@@ -479,14 +479,14 @@ static const struct file_operations channel_fops = {
 	.compat_ioctl = compat_ptr_ioctl,
 };
 
-struct channel *channel_create(const u8 *uuid, u64 first_epoch, const struct channel_ops *ops,
-			       void *ctx)
+int channel_create(struct channel **where, const u8 *uuid, u64 first_epoch,
+		   const struct channel_ops *ops, void *ctx)
 {
 	struct channel *ch = kzalloc(sizeof(*ch), GFP_KERNEL);
 	int r;
 
 	if (!ch)
-		return ERR_PTR(-ENOMEM);
+		return -ENOMEM;
 	kref_init(&ch->ref);
 	init_rwsem(&ch->gone_lock);
 	spin_lock_init(&ch->lock);
@@ -503,12 +503,13 @@ struct channel *channel_create(const u8 *uuid, u64 first_epoch, const struct cha
 	ch->misc.nodename = ch->nodename;
 	ch->misc.fops = &channel_fops;
 	ch->misc.mode = 0600;
+	*where = ch;
 	r = misc_register(&ch->misc);
 	if (r) {
+		*where = NULL;
 		kfree(ch);
-		return ERR_PTR(r);
 	}
-	return ch;
+	return r;
 }
 
 void channel_destroy(struct channel *ch)

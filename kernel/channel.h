@@ -57,10 +57,11 @@ struct channel_ops {
 
 /*
  * Creates /dev/dm-dedup/<uuid>. @first_epoch: no agent epoch that was ever given out is above
- * it. Returns an ERR_PTR on failure.
+ * it. @where is set before anybody can open the device, and so before @ops are called. Returns 0 or
+ * -ENOMEM, and what misc_register() returns.
  */
-struct channel *channel_create(const u8 *uuid, u64 first_epoch, const struct channel_ops *ops,
-			       void *ctx);
+int channel_create(struct channel **where, const u8 *uuid, u64 first_epoch,
+		   const struct channel_ops *ops, void *ctx);
 
 /* Waits for calls that are under way; an agent that still has it open gets ENODEV. */
 void channel_destroy(struct channel *ch);

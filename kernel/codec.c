@@ -321,6 +321,21 @@ int dedup_volume_decode(struct dedup_volume_rec *rec, const void *buf)
 	return rec->name[sizeof(rec->name) - 1] ? -EUCLEAN : 0;
 }
 
+const char *dedup_volume_wrong(const struct dedup_volume_rec *rec)
+{
+	if (!rec->id)
+		return "it has no id";
+	if (!rec->size || rec->size > DEDUP_MAX_SIZE || rec->size & 511)
+		return "its size is none that a volume can have";
+	if (rec->committed_cut > DEDUP_MAX_CUT)
+		return "its committed cut is none that there can be";
+	if (rec->cut_counter <= rec->committed_cut || rec->cut_counter > rec->committed_cut + 2)
+		return "its cut counter does not follow its committed cut";
+	if (rec->name[sizeof(rec->name) - 1])
+		return "its name has no end";
+	return NULL;
+}
+
 /* ---- table and directory pages ---- */
 
 void dedup_record_at(const struct dedup_super *sb, u8 kind, u64 index, u32 *page, u32 *offset)

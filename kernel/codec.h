@@ -91,6 +91,9 @@ u32 dedup_volume_encode(void *buf, const struct dedup_volume_rec *rec);
 int dedup_slot_decode(const struct dedup_super *sb, struct dedup_slot_rec *rec, const void *buf);
 int dedup_volume_decode(struct dedup_volume_rec *rec, const void *buf);
 
+/* What is wrong with a volume's record by itself, for people; NULL: nothing. */
+const char *dedup_volume_wrong(const struct dedup_volume_rec *rec);
+
 /* ---- table and directory pages ---- */
 
 /* Of the record in the table: which page, and where in the page. */

@@ -11,9 +11,11 @@
  *
  *	1. the record, with root and committed cut, is made durable; nothing else has changed
  *	2. misses are resolved against the new root, and those of the old one are restarted
- *	3. every entry that names a closed overlay gets the block's new base
+ *	3. every entry that names a closed overlay gets the block's new base, and whoever has begun to
+ *	   wait for one meanwhile looks again
  *	4. drain: nobody looks at the closed overlays any more
- *	5. their slots become CLEAN, or are freed, and their records follow
+ *	5. their slots become CLEAN, or are freed, and their records follow. (One that could not be
+ *	   read since 3 is freed: its block is fetched again.)
  *
  * A crash after 1 finds DIRTY records of a committed cut: void. A reader between 1 and 4 may
  * see the old layers or the new base: their contents are the same. 2 comes before 3, because a
@@ -54,6 +56,11 @@ static int cut_close(struct volume *vol, struct dm_dedup_cut *cut)
 
 	spin_lock(&c->lock);
 	r = cut_allowed(vol, cut->flags & DM_DEDUP_CUT_RECOVER);
+	/* After a COMMIT that failed there, the overlays of the cut before are in the map for good. */
+	if (!r)
+		r = dedup_store_error(c->store);
+	if (!r && vol->rec.cut_counter > DEDUP_MAX_CUT)
+		r = -EOVERFLOW;
 	if (!r && !closed_cut(vol) && vol->nr_dirty) {
 		vol->rec.cut_counter++;
 		WRITE_ONCE(vol->cut_counter, vol->rec.cut_counter);
@@ -172,6 +179,20 @@ static int call_list_cut(void *ctx, struct dm_dedup_batch *batch, void *entries)
 
 /* ---- COMMIT ---- */
 
+/* A replacement that is kept until the COMMIT, with its place in the table of them. */
+#define STAGED_BYTES	(sizeof(struct dm_dedup_replacement) + 16)
+
+static void unstage_block(struct volume *vol, u64 block)
+{
+	struct dm_dedup_replacement *e = xa_erase(&vol->staged, block);
+
+	if (!e)
+		return;
+	kfree(e);
+	memory_give(vol->cache, STAGED_BYTES);
+	memory_unpinned(vol->cache);
+}
+
 /* Looks at a replacement and keeps a copy until the COMMIT. Returns the entry's result. */
 static int commit_stage(struct volume *vol, u64 cut, const struct dm_dedup_replacement *e)
 {
@@ -202,18 +223,26 @@ static int commit_stage(struct volume *vol, u64 cut, const struct dm_dedup_repla
 			r = -ESTALE;
 	}
 	spin_unlock(&c->lock);
+	/* A refused one counts as none: also one for the same block that was staged before it goes. */
 	if (r)
-		return r;
+		goto unstage;
+	r = -ENOMEM;
 	copy = kmemdup(e, sizeof(*e), GFP_NOIO);
 	if (!copy)
-		return -ENOMEM;
+		goto unstage;
 	old = xa_store(&vol->staged, e->block, copy, GFP_NOIO);
 	if (xa_is_err(old)) {
 		kfree(copy);
-		return xa_err(old);
+		goto unstage;
 	}
+	if (!old)
+		memory_add(c, STAGED_BYTES);
 	kfree(old);
 	return 0;
+
+unstage:
+	unstage_block(vol, e->block);
+	return r;
 }
 
 /* The cut has gone, one way or the other. */
@@ -222,10 +251,8 @@ void commit_unstage(struct volume *vol)
 	struct dm_dedup_replacement *e;
 	unsigned long i;
 
-	xa_for_each(&vol->staged, i, e) {
-		xa_erase(&vol->staged, i);
-		kfree(e);
-	}
+	xa_for_each(&vol->staged, i, e)
+		unstage_block(vol, i);
 }
 
 /* The block's new base, as an entry. What has become stale since it was staged is none. */
@@ -284,7 +311,7 @@ static void commit_settle(struct volume *vol, struct overlay *ov)
 
 	spin_lock(&c->lock);
 	overlay_kill(c, ov);
-	if (e && e->kind == DM_DEDUP_BASE_OWN)
+	if (e && e->kind == DM_DEDUP_BASE_OWN && !(READ_ONCE(c->slots[slot].flags) & SLOT_LOST))
 		slot_make_clean(c, slot, e->fp);
 	else
 		slot_free(c, slot);
@@ -304,9 +331,11 @@ static void commit_apply(struct volume *vol, u64 cut)
 	c->stats.commits++;
 	spin_unlock(&c->lock);
 	/* Answers for the old root apply no more; whoever waits for one asks again. */
-	misses_restart(vol);
+	misses_restart(vol, true);
 	while (next < vol->nr_blocks)
 		list = commit_leaf(vol, cut, &next, list);
+	/* Nor does one for a block that has got its base since it was missed: no answer will fit. */
+	misses_restart(vol, false);
 	inflight_drain(&c->inflight);
 	while ((ov = list)) {
 		list = ov->next;
@@ -314,7 +343,6 @@ static void commit_apply(struct volume *vol, u64 cut)
 		cond_resched();
 	}
 	dedup_store_kick(c->store);
-	space_kick(c);
 }
 
 static int commit_check(struct volume *vol, const struct dm_dedup_batch *batch)
@@ -327,8 +355,12 @@ static int commit_check(struct volume *vol, const struct dm_dedup_batch *batch)
 		return r;
 	if (batch->lease_epoch != rec->lease_epoch)
 		return -ESTALE;
-	if (batch->cut == rec->committed_cut && batch->cut)
-		return memcmp(batch->root, rec->root, sizeof(rec->root)) ? -EINVAL : -EALREADY;
+	if (batch->cut == rec->committed_cut && batch->cut) {
+		if (memcmp(batch->root, rec->root, sizeof(rec->root)))
+			return -EINVAL;
+		/* Done, unless it was then that the store failed. */
+		return dedup_store_error(vol->cache->store) ?: -EALREADY;
+	}
 	return batch->cut && batch->cut == closed_cut(vol) ? 0 : -EINVAL;
 }
 
@@ -357,6 +389,7 @@ static int commit(struct volume *vol, struct dm_dedup_batch *batch,
 	if (!r)
 		commit_apply(vol, batch->cut);
 	commit_unstage(vol);
+	space_kick(c);
 	if (planted(PLANTED_COMMIT_BEFORE_ROOT)) {
 		dedup_store_sync(c->store);
 		spin_lock(&c->lock);

@@ -9,7 +9,8 @@
  *
  * Locks, outermost first:
  *
- *	registry_mutex		(target-cache.c) the list of caches
+ *	open_mutex		(target-cache.c) the opening and closing of caches
+ *	registry_mutex		(target-cache.c) the list of caches, who uses them
  *	volume.mutex		one OPEN, CUT, COMMIT, FENCE or RELEASE of a volume at a time, and its size
  *	cache.mutex		which volumes there are, who uses them, their index
  *	inflight.mutex		one drain at a time
@@ -52,8 +53,8 @@
 
 #define DEDUP_MAX_MISSES	1024U	/* FETCHes that wait at a time; more bios wait for one */
 #define DEDUP_OVERLAY_POOL	512U	/* overlay descriptors kept ready for map() */
+#define MEMORY_FOR_READS	SZ_512K	/* of max_memory, see memory.c; four of the largest leaves */
 #define DEDUP_NO_SLOT		U32_MAX
-#define DEDUP_MAX_SIZE		(64ULL << 40)	/* bytes in a volume */
 
 /*
  * Slots
@@ -61,7 +62,8 @@
  *	state    its record  what it is                    goes to
  *	FREE     FREE        in the pool (or retired)      FILLING, DIRTY
  *	FILLING  FREE        a PUBLISH writes it           CLEAN; FREE when that came to nothing
- *	CLEAN    CLEAN|FREE  the block that fp names       FREEING by eviction or DROP
+ *	CLEAN    CLEAN|FREE  the block that fp names       FREEING by eviction or DROP, or because
+ *	                                                   it cannot be read
  *	DIRTY    DIRTY|FREE  an overlay                    CLEAN or FREEING after its COMMIT,
  *	                                                   FREEING when its volume is given up
  *	FREEING  any         named by no map; its record   FREE when the FREE record is durable,
@@ -80,7 +82,8 @@ enum slot_state {
 
 /* slot.flags, under change_lock */
 #define SLOT_PENDING	1	/* on the list of changes */
-#define SLOT_BAD	2	/* could not be written: once it is free it is not used again */
+#define SLOT_BAD	2	/* could not be written, or read: once free it is not used again */
+#define SLOT_LOST	4	/* DIRTY, and could not be read as the base that COMMIT was making it */
 
 /*
  * struct slot - one slot in memory; there is one for each, so every byte counts
@@ -201,6 +204,7 @@ struct volume_stats {		/* for each CPU; the hit path counts here and nowhere els
 	u64 read_misses;
 	u64 write_hits;		/* into an overlay that was open */
 	u64 write_opens;	/* that opened an overlay */
+	u64 write_zero;		/* that made a whole block zero by a record */
 	u64 deferred;
 	u64 flushes;		/* that went straight down */
 	u64 commits;		/* flushes and FUA writes that waited for a commit */
@@ -230,7 +234,7 @@ struct volume_fetched {
 /* volume.state, bits. The hit path reads them. */
 #define VOLUME_READONLY		0
 #define VOLUME_FENCED		1	/* writes fail */
-#define VOLUME_REQUEUE		2	/* noflush suspend: what would wait is sent back */
+#define VOLUME_REQUEUE		2	/* noflush suspend: see volume_requeues() */
 #define VOLUME_FAIL_PARKED	3
 
 /*
@@ -239,6 +243,7 @@ struct volume_fetched {
  * @root: resolves FETCHes: rec.root, but only once that is durable
  * @cut_counter: rec.cut_counter for the hit path
  * @index: in the volume table, while rec.id is set
+ * @suspended: the target whose noflush suspend set VOLUME_REQUEUE last; NULL: a test plays it
  * @md, @users: the one device that has it loaded or live, and in how many tables; cache.mutex
  * @open: a grant was given to the device; set under volume.mutex, cleared with the last user
  * @top: leaves of the map, each of 1 << @leaf_shift entries; NULL leaves until used
@@ -265,6 +270,7 @@ struct volume {
 	u8 root[DEDUP_FP_BYTES];
 	u32 index;
 
+	struct dm_target *suspended;
 	struct mapped_device *md;
 	unsigned int users;
 	bool open;
@@ -276,6 +282,7 @@ struct volume {
 
 	u64 nr_dirty;
 	u64 nr_valid;			/* sectors in them, as of their last records */
+	u32 nr_misses;
 	u64 oldest_dirty;		/* jiffies64 of the oldest unpushed write's overlay */
 	u64 oldest_open;		/* of the oldest since the last cut; 0: none */
 	u32 nr_pending;
@@ -303,7 +310,6 @@ struct miss {
 	struct hlist_node by_cookie;
 	struct volume *vol;
 	u64 block;
-	u64 since;			/* jiffies64 */
 	ktime_t start;
 	struct bio_list bios;
 	struct upcall up;
@@ -350,8 +356,8 @@ struct cache {
 
 	struct list_head list;		/* registry_mutex, with @ref, @md, @users */
 	unsigned int ref;
-	struct mapped_device *md;	/* NULL: its tables are gone, only volumes are left */
-	unsigned int users;
+	struct mapped_device *md;	/* its device; whoever has a reference holds that, too */
+	unsigned int users;		/* tables; 0: they are gone, only volumes are left */
 	struct dm_table *table;		/* the live one, for events; mutex */
 
 	struct dedup_store *store;
@@ -397,12 +403,14 @@ struct cache {
 	struct bio_list commit_bios;
 	enum cache_mode mode;		/* written by @health_work */
 	bool suspect;			/* an I/O has failed since @health_work looked */
-	u32 nr_bad;			/* slots that could not be written; change_lock */
+	u32 nr_bad;			/* slots with SLOT_BAD; change_lock */
+	u32 nr_unwritable;		/* of these, for a write; change_lock */
 	u32 bad_seen;			/* of these, what @health_work knows of */
 	bool closing;			/* nothing new is begun by the workers */
 
 	wait_queue_head_t slot_wait;
 	struct workqueue_struct *wq;
+	struct workqueue_struct *io_wq;	/* volumes' workers: see target-cache.c */
 	struct work_struct space_work;
 	struct work_struct health_work;
 	struct delayed_work tick_work;
@@ -414,25 +422,47 @@ struct cache {
 	u64 memory_fixed;		/* of these, what does not depend on use */
 	u64 max_memory;
 	bool maps_full;			/* a leaf could not be had, and there is no room yet */
+	bool starved;			/* giving up maps was not enough for overlays */
+	bool miss_ended;		/* lately; cleared by the tick; lock */
+	unsigned int unpin_ticks;	/* the tick's */
+	u64 room_wanted;		/* by a table that is loaded; lock */
 	u64 map_reclaims;
 	unsigned int dirty_timeout;	/* seconds that a write waits for a slot; 0: for ever */
 	u64 dirty_bytes;		/* of one volume, before the agent is asked to push */
 	unsigned int dirty_age;		/* seconds, likewise */
 };
 
-/* Per-bio data of a dedup target. */
+/*
+ * struct bio_data - per-bio data of a dedup target
+ * @iter: of a read: what it is to read; its sector is the volume's
+ * @bio_flags: of a read: before it was submitted
+ * @slot, @overlaid: of a read that goes in pieces: where this piece comes from, see struct run
+ * @sectors: of a write; of a read that goes in pieces: of this piece
+ */
 #define BIO_INFLIGHT	(1U << 0)	/* holds a reference of epoch @epoch */
 #define BIO_WRITE	(1U << 1)	/* sets valid bits from @ov, @offset on, @sectors */
 #define BIO_FUA		(1U << 2)	/* completes only after a commit */
-#define BIO_WAITED	(1U << 3)	/* for a slot, or for a place among the misses, since @since */
+#define BIO_WAITED	(1U << 3)	/* for a slot, or for a block, since @since */
+#define BIO_FLUSH	(1U << 4)	/* went straight to the disk */
+#define BIO_FAILED	(1U << 5)	/* a read: for the worker, see reread.c */
+#define BIO_PIECES	(1U << 6)	/* a read that goes on piece by piece */
+#define BIO_GIVEN_UP	(1U << 7)	/* a read: so was the slot that it (this piece) came from */
 
 struct bio_data {
 	struct volume *vol;
-	struct overlay *ov;
+	union {
+		struct overlay *ov;
+		struct {
+			u32 slot;
+			unsigned short bio_flags;
+			bool overlaid;
+		};
+	};
 	union {
 		u64 commit_seq;
 		u64 since;		/* jiffies64 */
 	};
+	struct bvec_iter iter;
 	u16 offset;
 	u8 epoch;
 	u8 flags;
@@ -442,6 +472,14 @@ struct bio_data {
 static inline struct bio_data *bio_data_of(struct bio *bio)
 {
 	return dm_per_bio_data(bio, sizeof(struct bio_data));
+}
+
+/* Before a read is submitted: for the case that it fails. */
+static inline void bio_note_read(struct bio *bio, struct bio_data *bd, sector_t sector)
+{
+	bd->iter = bio->bi_iter;
+	bd->iter.bi_sector = sector;
+	bd->bio_flags = bio->bi_flags;
 }
 
 /* In the windows that a CUT may fall into; nothing but for tests. */
@@ -473,8 +511,9 @@ void slot_unalloc(struct cache *c, u32 n);
 void slot_set_state(struct cache *c, u32 n, enum slot_state state);
 void slot_free(struct cache *c, u32 n);
 void slot_make_clean(struct cache *c, u32 n, const u8 *fp);
-bool slot_write_failed(blk_status_t status);
+bool slot_write_failed(struct bio *bio, blk_status_t status);
 void slots_bad(struct cache *c, u32 n, u32 count);
+bool slot_unreadable(struct cache *c, u32 n);
 bool slot_set_pending(struct cache *c, u32 n, struct volume *vol);
 void changes_kick(struct cache *c);
 void slot_changed(struct cache *c, u32 n, struct volume *vol);
@@ -485,9 +524,10 @@ extern const struct dedup_store_ops cache_store_ops;
 int overlays_init(struct cache *c);
 void overlays_exit(struct cache *c);
 size_t overlay_bytes(struct cache *c);
-struct overlay *overlay_new(struct cache *c, gfp_t gfp);
+struct overlay *overlay_new(struct cache *c, u64 keep, gfp_t gfp);
 void overlay_free(struct cache *c, struct overlay *ov);
 void overlays_refill(struct cache *c);
+bool overlays_ready(struct cache *c);
 struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *opened);
 int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec);
 void overlay_kill(struct cache *c, struct overlay *ov);
@@ -502,6 +542,7 @@ struct volume *volume_find(struct cache *c, u64 id);
 struct volume *volume_find_image(struct cache *c, const u8 *image);
 struct volume *volume_find_name(struct cache *c, const char *name);
 void volume_put(struct volume *vol);
+u64 volume_leaves(struct cache *c, u64 size);
 int volume_make_map(struct volume *vol, u64 size);
 int volume_make_leaf(struct volume *vol, u64 block, gfp_t gfp);
 u64 *volume_slot_of(struct volume *vol, u64 block);
@@ -530,6 +571,24 @@ static inline blk_status_t volume_write_status(struct volume *vol)
 	    unlikely(READ_ONCE(vol->cache->error)))
 		return BLK_STS_IOERR;
 	return BLK_STS_OK;
+}
+
+/*
+ * Is what would wait to be sent back to device-mapper? VOLUME_REQUEUE outlives a suspend that was
+ * interrupted: I/O comes in again before presuspend_undo is called, and what is sent back then gets
+ * an error. The caller has a bio of the device, so that the table of the suspend is still there.
+ * That the suspend is interrupted after the look is for volume_send_back() to prevent.
+ */
+static inline bool volume_requeues(struct volume *vol)
+{
+	struct dm_target *ti;
+
+	if (likely(!test_bit(VOLUME_REQUEUE, &vol->state)))
+		return false;
+	/* Pairs with the barrier in volume_presuspend(): the bit comes after the target. */
+	smp_rmb();
+	ti = READ_ONCE(vol->suspended);
+	return !ti || dm_noflush_suspending(ti);
 }
 
 /* The entry of a block; 0 without a leaf. The caller holds a reference or the lock. */
@@ -571,8 +630,9 @@ void volume_defer(struct volume *vol, struct bio *bio);
 bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offset);
 void volume_work(struct work_struct *work);
 void space_waiters_run(struct cache *c, bool force);
-void misses_restart(struct volume *vol);
+void misses_restart(struct volume *vol, bool all);
 void volume_return_parked(struct volume *vol, blk_status_t status);
+void volume_send_back(struct volume *vol);
 void misses_tick(struct cache *c);
 void space_waiters_expire(struct cache *c);
 struct miss *miss_find(struct volume *vol, u64 block);
@@ -583,6 +643,12 @@ void misses_ended(struct cache *c);
 void bio_hold(struct bio *bio, unsigned int epoch);
 void bios_end(struct bio_list *bios, blk_status_t status);
 void submit_view(struct volume *vol, struct bio *bio, const struct view *view);
+
+/* reread.c */
+bool read_failed(struct bio *bio, blk_status_t status);
+bool read_again(struct volume *vol, struct bio *bio);
+bool read_goes_on(struct bio *bio);
+void read_next_piece(struct cache *c, struct bio *bio, const struct view *view, struct run *run);
 
 /* answer.c */
 int fetch_publish(struct cache *c, struct dm_dedup_publish *entries, u32 count);
@@ -597,14 +663,18 @@ int volume_reshape(struct volume *vol, u64 size);
 int volume_grow(struct volume *vol, u64 size, struct map_growth *g);
 
 /* memory.c */
-bool memory_take(struct cache *c, u64 bytes);
+bool memory_take(struct cache *c, u64 bytes, u64 keep);
+void memory_add(struct cache *c, u64 bytes);
 void memory_give(struct cache *c, u64 bytes);
 int memory_begin(struct cache *c, const struct dedup_store_info *info);
 u64 memory_left(struct cache *c);
+void memory_make_room(struct cache *c, u64 nr_leaves);
+void memory_unpinned(struct cache *c);
 int map_top_alloc(struct cache *c, u64 nr_leaves, u64 ***top);
 void map_top_free(struct cache *c, u64 nr_leaves, u64 **top);
 void volume_free_map(struct volume *vol);
 bool volume_has_leaf(struct volume *vol, u64 block);
+u64 leaf_bytes(unsigned int shift);
 u64 *leaf_alloc(struct cache *c, unsigned int shift, gfp_t gfp);
 void leaf_free(struct cache *c, unsigned int shift, u64 *leaf);
 bool maps_reclaim(struct cache *c);
@@ -622,6 +692,7 @@ const char *cache_mode_name(struct cache *c);
 void cache_fail_parked(struct cache *c);
 void health_suspect(struct cache *c);
 bool health_is_hopeless(struct cache *c);
+bool health_disk_reads(struct cache *c);
 void health_work(struct work_struct *work);
 void health_tick(struct cache *c);
 

@@ -8,6 +8,7 @@
 
 #define EVICT_BATCH	256U	/* slots looked at under one hold of the lock */
 #define DIRTY_EVENT_GAP	(5 * HZ)
+#define UNPIN_TICKS	4U	/* seconds, from one time that misses' leaves count as unpinned to the next */
 
 void space_kick(struct cache *c)
 {
@@ -90,23 +91,32 @@ u32 evict_now(struct cache *c, u32 want)
 	return freed;
 }
 
-/* Writers wait and there is nothing left to evict: only a push can help. */
-static void space_say(struct cache *c)
+/*
+ * Writers wait, and what is on its way to the pool is not enough for them; or reads wait for memory
+ * that is all pinned. Only a push can help.
+ */
+static void space_say(struct cache *c, bool reads_wait)
 {
 	struct dm_dedup_volume_info info = {};
+	u32 freeing;
 	bool say;
 
 	spin_lock(&c->lock);
-	say = !bio_list_empty(&c->space_bios) && !c->nr_state[SLOT_FREEING];
+	freeing = c->nr_state[SLOT_FREEING];
+	say = !bio_list_empty(&c->space_bios) &&
+	      (!freeing || c->nr_pool + freeing <= c->reserve || !overlays_ready(c));
+	say |= reads_wait && c->nr_state[SLOT_DIRTY];
 	info.dirty_bytes = (u64)c->nr_state[SLOT_DIRTY] << (c->sector_shift + SECTOR_SHIFT);
 	spin_unlock(&c->lock);
-	if (say)
+	/* A cache that is being opened has none yet. */
+	if (say && c->channel)
 		channel_event(c->channel, &c->space_event, &info);
 }
 
 void space_work(struct work_struct *work)
 {
 	struct cache *c = container_of(work, struct cache, space_work);
+	bool reads_wait = false;
 
 	slots_reclaim(c);
 	if (READ_ONCE(c->closing))
@@ -119,9 +129,10 @@ void space_work(struct work_struct *work)
 		misses_ended(c);
 		space_waiters_run(c, true);
 	} else {
+		reads_wait = READ_ONCE(c->maps_full);
 		space_waiters_run(c, false);
 	}
-	space_say(c);
+	space_say(c, reads_wait);
 	if (READ_ONCE(c->error) && READ_ONCE(c->mode) == CACHE_RW)
 		queue_work(c->wq, &c->health_work);
 }
@@ -149,6 +160,25 @@ static void dirty_say(struct cache *c, struct volume *vol, u64 now)
 	kfree(info);
 }
 
+/*
+ * Leaves that misses kept may be given up for writes by now. Not at each end of a miss: reads would lose
+ * all leaves, miss again, and so on.
+ */
+static void misses_unpin(struct cache *c)
+{
+	bool ended;
+
+	if (++c->unpin_ticks < UNPIN_TICKS)
+		return;
+	c->unpin_ticks = 0;
+	spin_lock(&c->lock);
+	ended = c->miss_ended;
+	c->miss_ended = false;
+	spin_unlock(&c->lock);
+	if (ended)
+		memory_unpinned(c);
+}
+
 void tick_work(struct work_struct *work)
 {
 	struct cache *c = container_of(to_delayed_work(work), struct cache, tick_work);
@@ -156,6 +186,7 @@ void tick_work(struct work_struct *work)
 	struct volume *vol;
 
 	misses_tick(c);
+	misses_unpin(c);
 	space_waiters_expire(c);
 	/* Some may wait for a slot only, behind those that wait for room in a map. */
 	if (READ_ONCE(c->maps_full))

@@ -3,8 +3,8 @@
  * What map() cannot finish by itself: bios that wait for a leaf of the map, a slot, or a block
  * that has to be fetched. answer.c has what brings those blocks.
  *
- * A deferred bio lies within one block and holds no reference. The volume's worker looks at it
- * again from the start:
+ * A deferred bio lies within one block and holds no reference (but for reads that have failed, see
+ * reread.c). The volume's worker looks at it again from the start:
  *
  *	all pieces are here           submitted, in pieces if they lie in several layers
  *	a piece is missing            parked in the block's miss; one FETCH for all that wait
@@ -17,6 +17,11 @@
  *	answered   removed from them under the lock by PUBLISH, MAP or FAIL; its bios go on
  *	restarted  removed by COMMIT, suspend or close; its bios are deferred or requeued, the
  *	           cookie names nothing any more
+ *
+ * A noflush suspend sends back whatever waits. Device-mapper takes it until the suspend is
+ * interrupted, which it says to nobody; so nothing may be on its way to be sent back when presuspend
+ * returns. Whoever takes bios out of a table, and map() when it has found that one has to be
+ * deferred, hands them to the worker within an RCU read-side section: volume_send_back() waits for that.
  */
 #include <linux/hash.h>
 #include <linux/mm.h>
@@ -26,13 +31,16 @@
 
 /* ---- deferring ---- */
 
-/* Hands a bio to the volume's worker. Never sleeps. */
+/* Hands a bio to the volume's worker. Any context. */
 void volume_defer(struct volume *vol, struct bio *bio)
 {
-	spin_lock(&vol->defer_lock);
+	unsigned long flags;
+
+	spin_lock_irqsave(&vol->defer_lock, flags);
 	bio_list_add(&vol->deferred, bio);
-	spin_unlock(&vol->defer_lock);
-	queue_work(vol->cache->wq, &vol->work);
+	/* Under the lock: a worker that runs may end the bio at once, and then the volume may go. */
+	queue_work(vol->cache->io_wq, &vol->work);
+	spin_unlock_irqrestore(&vol->defer_lock, flags);
 }
 
 static struct volume *bio_volume(struct bio *bio)
@@ -114,13 +122,14 @@ static void miss_start(struct miss *m, struct volume *vol, u64 block)
 
 	m->vol = vol;
 	m->block = block;
-	m->since = get_jiffies_64();
 	m->start = ktime_get();
 	bio_list_init(&m->bios);
 	miss_fill_upcall(m, cache_new_id(c));
 	hash_add(c->miss_blocks, &m->by_block, block_key(vol, block));
 	hash_add(c->miss_cookies, &m->by_cookie, m->up.msg.cookie);
-	c->nr_misses++;
+	/* Pair with miss_has_place() without the lock. */
+	WRITE_ONCE(c->nr_misses, c->nr_misses + 1);
+	WRITE_ONCE(vol->nr_misses, vol->nr_misses + 1);
 	trace_dedup_miss_start(vol, block, m->up.msg.cookie);
 	channel_queue(c->channel, &m->up);
 }
@@ -138,7 +147,9 @@ void miss_end(struct cache *c, struct miss *m, enum miss_how how)
 		m->vol->fetched.failed++;
 	hash_del(&m->by_block);
 	hash_del(&m->by_cookie);
-	c->nr_misses--;
+	WRITE_ONCE(c->nr_misses, c->nr_misses - 1);
+	WRITE_ONCE(m->vol->nr_misses, m->vol->nr_misses - 1);
+	c->miss_ended = true;
 	channel_cancel(c->channel, &m->up);
 }
 
@@ -147,11 +158,13 @@ void misses_ended(struct cache *c)
 {
 	struct bio_list bios;
 
+	rcu_read_lock();
 	spin_lock(&c->lock);
 	bios = c->full_bios;
 	bio_list_init(&c->full_bios);
 	spin_unlock(&c->lock);
 	bios_defer(&bios);
+	rcu_read_unlock();
 }
 
 enum park { PARKED, PARK_AGAIN, PARK_REQUEUE, PARK_FAIL };
@@ -172,6 +185,15 @@ static bool bio_is_late(struct bio *bio, u64 now, unsigned int timeout)
 	return timeout && time_after64(now, bio_data_of(bio)->since + (u64)timeout * HZ);
 }
 
+/*
+ * A volume may take half of the places that are left, so that one whose blocks do not come does not keep
+ * the others' from being asked for.
+ */
+static bool miss_has_place(struct volume *vol)
+{
+	return READ_ONCE(vol->nr_misses) < DEDUP_MAX_MISSES - READ_ONCE(vol->cache->nr_misses);
+}
+
 /* Waits in the block's miss. Not if the block has come meanwhile: look again. */
 static enum park miss_park_locked(struct volume *vol, u64 block, struct bio *bio,
 				  struct miss **spare)
@@ -183,13 +205,13 @@ static enum park miss_park_locked(struct volume *vol, u64 block, struct bio *bio
 	if (base ? !volume_base_unmapped(c, *base) : !!volume_slot_of(vol, block))
 		return PARK_AGAIN;
 	/* Whoever sets the bit goes through the tables under the lock afterwards. */
-	if (test_bit(VOLUME_REQUEUE, &vol->state))
+	if (volume_requeues(vol))
 		return PARK_REQUEUE;
 	if (health_is_hopeless(c))
 		return PARK_FAIL;
+	bio_waits(bio);
 	m = miss_find(vol, block);
-	if (!m && (!*spare || !base || c->nr_misses >= DEDUP_MAX_MISSES)) {
-		bio_waits(bio);
+	if (!m && (!*spare || !base || !miss_has_place(vol))) {
 		trace_dedup_park(vol, bio, "a place");
 		bio_list_add(&c->full_bios, bio);
 		return PARKED;
@@ -224,30 +246,60 @@ static enum park space_park(struct volume *vol, struct bio *bio)
 	enum park ret = PARKED;
 
 	spin_lock(&c->lock);
-	if (test_bit(VOLUME_REQUEUE, &vol->state)) {
+	/* Whoever sets one of these goes through those that wait under the lock afterwards. */
+	if (volume_requeues(vol)) {
 		ret = PARK_REQUEUE;
+	} else if (volume_write_status(vol)) {
+		ret = PARK_FAIL;
 	} else {
 		bio_waits(bio);
 		trace_dedup_park(vol, bio, "a slot");
 		bio_list_add(&c->space_bios, bio);
 		c->stats.space_waits++;
+		/*
+		 * What it waits for may have come between its look and its parking. Under the lock: once
+		 * the bio can be taken from there, the cache may go.
+		 */
+		space_kick(c);
 	}
 	spin_unlock(&c->lock);
-	/* What it waits for may have come between its look and its parking. */
-	space_kick(c);
 	return ret;
 }
 
 /* ---- submitting ---- */
 
-/* Carries out a read as planned in @view. The bio holds a reference already. */
+static void submit_run(struct cache *c, struct bio *bio, const struct run *run)
+{
+	if (run->kind == ENTRY_BASE) {
+		u32 offset = bio->bi_iter.bi_sector & (c->block_sectors - 1);
+
+		bio_set_dev(bio, c->bdev);
+		bio->bi_iter.bi_sector = slot_sector(c, run->slot) + offset;
+		submit_bio_noacct(bio);
+	} else {
+		zero_fill_bio(bio);
+		bio_endio(bio);
+	}
+}
+
+/*
+ * Carries out a read as planned in @view, or, if it goes in pieces, the next one of them. The bio
+ * holds a reference already.
+ */
 void submit_view(struct volume *vol, struct bio *bio, const struct view *view)
 {
+	struct bio_data *bd = bio_data_of(bio);
 	struct cache *c = vol->cache;
-	u32 offset = bio->bi_iter.bi_sector & (c->block_sectors - 1);
 	struct run run;
 
+	if (bd->flags & BIO_PIECES) {
+		read_next_piece(c, bio, view, &run);
+		submit_run(c, bio, &run);
+		return;
+	}
+	bio_note_read(bio, bd, bio->bi_iter.bi_sector);
 	for (;;) {
+		u32 offset = bio->bi_iter.bi_sector & (c->block_sectors - 1);
 		struct bio *piece = bio;
 
 		view_run(c, view, offset, bio_sectors(bio), &run);
@@ -255,17 +307,9 @@ void submit_view(struct volume *vol, struct bio *bio, const struct view *view)
 			piece = bio_split(bio, run.len, GFP_NOIO, &c->bios);
 			bio_chain(piece, bio);
 		}
-		if (run.kind == ENTRY_BASE) {
-			bio_set_dev(piece, c->bdev);
-			piece->bi_iter.bi_sector = slot_sector(c, run.slot) + offset;
-			submit_bio_noacct(piece);
-		} else {
-			zero_fill_bio(piece);
-			bio_endio(piece);
-		}
+		submit_run(c, piece, &run);
 		if (piece == bio)
 			return;
-		offset += run.len;
 	}
 }
 
@@ -306,6 +350,8 @@ static void volume_read(struct volume *vol, struct bio *bio, u64 block)
 {
 	struct cache *c = vol->cache;
 	u32 offset = bio->bi_iter.bi_sector & (c->block_sectors - 1);
+	/* Of a read that goes in pieces the first sector: what follows it is the next piece's. */
+	u32 len = bio_data_of(bio)->flags & BIO_PIECES ? 1 : bio_sectors(bio);
 	unsigned int epoch;
 	struct view view;
 	enum park how;
@@ -313,7 +359,7 @@ static void volume_read(struct volume *vol, struct bio *bio, u64 block)
 	do {
 		epoch = inflight_enter(&c->inflight);
 		view_load(vol, block, &view);
-		if (view_covers(c, &view, offset, bio_sectors(bio))) {
+		if (view_covers(c, &view, offset, len)) {
 			bio_hold(bio, epoch);
 			submit_view(vol, bio, &view);
 			return;
@@ -349,6 +395,8 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 	}
 	if (opened)
 		this_cpu_inc(vol->stats->write_opens);
+	else
+		this_cpu_inc(vol->stats->write_hits);
 	bd->flags |= BIO_INFLIGHT | BIO_WRITE;
 	if (bio->bi_opf & REQ_FUA) {
 		/* Its valid bits are new: durable with a commit, whose preflush covers the data. */
@@ -382,14 +430,18 @@ static void volume_write(struct volume *vol, struct bio *bio, u64 block)
 
 /* ---- zeros ---- */
 
-/* A discard or write-zeroes that needs no I/O of its own is done. */
+/*
+ * A discard or write-zeroes that needs no I/O of its own is done. What completed before it may still be
+ * in the disk's volatile cache: a commit without changes flushes that.
+ */
 static void zero_done(struct volume *vol, struct bio *bio)
 {
 	struct bio_data *bd = bio_data_of(bio);
+	struct cache *c = vol->cache;
 
-	if (bio->bi_opf & REQ_FUA && volume_commit_pending(vol)) {
+	if (bio->bi_opf & REQ_FUA && (volume_commit_pending(vol) || bdev_write_cache(c->bdev))) {
 		bd->flags = 0;
-		commit_wait(vol->cache, vol, bio);
+		commit_wait(c, vol, bio);
 		return;
 	}
 	bio_end(bio, BLK_STS_OK);
@@ -460,6 +512,8 @@ static void volume_zero(struct volume *vol, struct bio *bio, u64 block)
 		inflight_leave(&c->inflight, epoch);
 		bios_defer(&again);
 	}
+	if (how == ZERO_DONE)
+		this_cpu_inc(vol->stats->write_zero);
 	if (how == ZERO_DONE || bio_op(bio) == REQ_OP_DISCARD)
 		zero_done(vol, bio);
 	else if (how == ZERO_WRITE)
@@ -470,14 +524,25 @@ static void volume_zero(struct volume *vol, struct bio *bio, u64 block)
 
 static void volume_process(struct volume *vol, struct bio *bio)
 {
-	u64 block = bio->bi_iter.bi_sector >> vol->cache->sector_shift;
+	u64 block;
 
-	if (test_bit(VOLUME_REQUEUE, &vol->state)) {
+	if ((bio_data_of(bio)->flags & BIO_FAILED) && !read_again(vol, bio))
+		return;
+	/*
+	 * A read that is under way goes on in spite of a suspend, unless its block must be fetched. If
+	 * then the suspend is interrupted at that very moment, it gets the error that the disk gave it.
+	 */
+	if (!(bio_data_of(bio)->flags & BIO_PIECES) && volume_requeues(vol)) {
 		bio_end(bio, BLK_STS_DM_REQUEUE);
 		return;
 	}
-	/* Without memory for a leaf the bio waits, and the tick lets it try again. */
-	volume_make_leaf(vol, block, GFP_NOIO);
+	block = bio->bi_iter.bi_sector >> vol->cache->sector_shift;
+	/*
+	 * Without memory for a leaf the bio waits, and the tick lets it try again. What has to wait anyway
+	 * takes none: many such would take those of others, and be run again when they have lost them.
+	 */
+	if (bio_op(bio) == REQ_OP_READ ? miss_has_place(vol) : overlays_ready(vol->cache))
+		volume_make_leaf(vol, block, GFP_NOIO);
 	if (bio_op(bio) == REQ_OP_READ)
 		volume_read(vol, bio, block);
 	else if (bio_op(bio) == REQ_OP_WRITE)
@@ -493,10 +558,10 @@ void volume_work(struct work_struct *work)
 	struct bio_list bios;
 	struct bio *bio;
 
-	spin_lock(&vol->defer_lock);
+	spin_lock_irq(&vol->defer_lock);
 	bios = vol->deferred;
 	bio_list_init(&vol->deferred);
-	spin_unlock(&vol->defer_lock);
+	spin_unlock_irq(&vol->defer_lock);
 
 	blk_start_plug(&plug);
 	while ((bio = bio_list_pop(&bios)))
@@ -509,14 +574,16 @@ void space_waiters_run(struct cache *c, bool force)
 {
 	struct bio_list bios = BIO_EMPTY_LIST;
 
+	rcu_read_lock();
 	spin_lock(&c->lock);
 	if (force || c->error ||
-	    (c->nr_pool > c->reserve && c->nr_overlay_pool && !READ_ONCE(c->maps_full))) {
+	    (c->nr_pool > c->reserve && overlays_ready(c) && !READ_ONCE(c->maps_full))) {
 		bios = c->space_bios;
 		bio_list_init(&c->space_bios);
 	}
 	spin_unlock(&c->lock);
 	bios_defer(&bios);
+	rcu_read_unlock();
 }
 
 /* Once a second: writes that have waited longer than the table allows. */
@@ -536,19 +603,24 @@ void space_waiters_expire(struct cache *c)
 
 /* ---- taking parked bios back ---- */
 
-typedef bool (*miss_match_fn)(const struct miss *m, const void *what);
-
-/* Ends the misses that match and gathers their bios. */
-static void misses_take(struct cache *c, miss_match_fn match, const void *what,
-			enum miss_how how, struct bio_list *bios)
+static bool miss_is_over(struct miss *m)
 {
+	u64 *base = volume_base(m->vol, m->block);
+
+	return base && !volume_base_unmapped(m->vol->cache, *base);
+}
+
+/* Ends the volume's misses, or those whose block has its base already, and gathers their bios. */
+static void misses_take(struct volume *vol, bool all, enum miss_how how, struct bio_list *bios)
+{
+	struct cache *c = vol->cache;
 	struct hlist_node *next;
 	struct miss *m;
 	int i;
 
 	lockdep_assert_held(&c->lock);
 	hash_for_each_safe(c->miss_blocks, i, next, m, by_block) {
-		if (!match(m, what))
+		if (m->vol != vol || (!all && !miss_is_over(m)))
 			continue;
 		miss_end(c, m, how);
 		bio_list_merge(bios, &m->bios);
@@ -556,28 +628,21 @@ static void misses_take(struct cache *c, miss_match_fn match, const void *what,
 	}
 }
 
-static bool miss_is_of(const struct miss *m, const void *what)
-{
-	return m->vol == what;
-}
-
-static bool miss_is_late(const struct miss *m, const void *what)
-{
-	unsigned int timeout = READ_ONCE(m->vol->fetch_timeout);
-
-	return timeout && time_after64(*(const u64 *)what, m->since + (u64)timeout * HZ);
-}
-
-/* The root has changed: whoever waits asks again, under a new cookie and with the new root. */
-void misses_restart(struct volume *vol)
+/*
+ * The root has changed: whoever waits asks again, under a new cookie and with the new root. Or, not
+ * @all: a COMMIT has mapped blocks, and whoever waits for one of them looks again.
+ */
+void misses_restart(struct volume *vol, bool all)
 {
 	struct bio_list bios = BIO_EMPTY_LIST;
 	struct cache *c = vol->cache;
 
+	rcu_read_lock();
 	spin_lock(&c->lock);
-	misses_take(c, miss_is_of, vol, MISS_RESTARTED, &bios);
+	misses_take(vol, all, MISS_RESTARTED, &bios);
 	spin_unlock(&c->lock);
 	bios_defer(&bios);
+	rcu_read_unlock();
 	misses_ended(c);
 }
 
@@ -598,7 +663,7 @@ void volume_return_parked(struct volume *vol, blk_status_t status)
 	struct cache *c = vol->cache;
 
 	spin_lock(&c->lock);
-	misses_take(c, miss_is_of, vol,
+	misses_take(vol, true,
 		    status == BLK_STS_DM_REQUEUE ? MISS_RESTARTED : MISS_FAILED, &bios);
 	bios_take_of(&c->full_bios, vol, &bios);
 	bios_take_of(&c->space_bios, vol, &bios);
@@ -607,19 +672,60 @@ void volume_return_parked(struct volume *vol, blk_status_t status)
 	misses_ended(c);
 }
 
+/*
+ * volume_send_back - for a noflush suspend: whatever waits goes back to device-mapper
+ *
+ * VOLUME_REQUEUE is set: nothing is parked any more. When this returns all that had been parked or
+ * deferred has been sent back, and no bio is that comes in; but see volume_process(). Sleeps.
+ */
+void volume_send_back(struct volume *vol)
+{
+	/* First: what is sent back comes in again at once, until device-mapper stops it. */
+	synchronize_rcu();
+	volume_return_parked(vol, BLK_STS_DM_REQUEUE);
+	/* The worker may have handed bios to itself. */
+	while (flush_work(&vol->work))
+		;
+}
+
+/* The deadline is each bio's own, from when it first waited: blocks are asked for again meanwhile. */
+static void bios_take_late(struct bio_list *from, u64 now, struct bio_list *late)
+{
+	struct bio_list rest = BIO_EMPTY_LIST;
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(from)))
+		bio_list_add(bio_is_late(bio, now, READ_ONCE(bio_volume(bio)->fetch_timeout)) ?
+			     late : &rest, bio);
+	*from = rest;
+}
+
+/* A block that nobody waits for any more is given up. */
+static void misses_expire(struct cache *c, u64 now, struct bio_list *late)
+{
+	struct hlist_node *next;
+	struct miss *m;
+	int i;
+
+	lockdep_assert_held(&c->lock);
+	hash_for_each_safe(c->miss_blocks, i, next, m, by_block) {
+		bios_take_late(&m->bios, now, late);
+		if (!bio_list_empty(&m->bios))
+			continue;
+		miss_end(c, m, MISS_FAILED);
+		kfree(m);
+	}
+}
+
 /* Once a second: deadlines, and another try for those that found no memory. */
 void misses_tick(struct cache *c)
 {
-	struct bio_list late = BIO_EMPTY_LIST, rest = BIO_EMPTY_LIST;
+	struct bio_list late = BIO_EMPTY_LIST;
 	u64 now = get_jiffies_64();
-	struct bio *bio;
 
 	spin_lock(&c->lock);
-	misses_take(c, miss_is_late, &now, MISS_FAILED, &late);
-	while ((bio = bio_list_pop(&c->full_bios)))
-		bio_list_add(bio_is_late(bio, now, READ_ONCE(bio_volume(bio)->fetch_timeout)) ?
-			     &late : &rest, bio);
-	c->full_bios = rest;
+	misses_expire(c, now, &late);
+	bios_take_late(&c->full_bios, now, &late);
 	spin_unlock(&c->lock);
 	bios_end(&late, BLK_STS_TIMEOUT);
 	misses_ended(c);

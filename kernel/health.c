@@ -9,9 +9,10 @@
  *	        reserve has                          agent can MAP                slots are bad
  *	failed  the superblock cannot be read, too   fail                fail     fail
  *
- * A write to a slot that fails is its writer's trouble; but the slot is not used again, and the
- * journal is written to see whether the disk still takes anything. (Nothing else might: what did not
- * get written leaves no record.)
+ * A write to a slot that fails is its writer's trouble, a CLEAN slot that cannot be read nobody's, for
+ * its block is fetched again (reread.c); but the slot is not used again, and the journal is written
+ * to see whether the disk still takes anything. (Nothing else might: what did not get written
+ * leaves no record.) A flush that fails ends all commits: what was written before it may be lost.
  *
  * A device-mapper event of the cache's device tells of each step, and of slots that have become bad.
  * Nobody waits for what cannot come any more: parked I/O fails when the disk has failed, and in
@@ -45,6 +46,20 @@ bool health_is_hopeless(struct cache *c)
 	       (READ_ONCE(c->error) && !channel_has_agent(c->channel));
 }
 
+/*
+ * A read has failed: can it be for its slot alone? Not if the disk cannot be read at all, and it
+ * does not help to know when no other slot can be written. Sleeps.
+ */
+bool health_disk_reads(struct cache *c)
+{
+	if (READ_ONCE(c->error))
+		return false;
+	if (!dedup_store_probe(c->store))
+		return true;
+	queue_work(c->wq, &c->health_work);
+	return false;
+}
+
 static void health_event(struct cache *c)
 {
 	mutex_lock(&c->mutex);
@@ -63,7 +78,7 @@ static void health_set_mode(struct cache *c, enum cache_mode mode)
 		DMERR("the cache's metadata cannot be written any more (error %d): no more writes",
 		      c->error);
 	else
-		DMERR("%u slots could not be written: no more writes, but a push is possible",
+		DMERR("%u slots are bad: no more writes, but a push is possible",
 		      READ_ONCE(c->nr_bad));
 	health_event(c);
 }
@@ -97,7 +112,7 @@ static void health_look_at_slots(struct cache *c)
 
 	if (bad == c->bad_seen || READ_ONCE(c->error))
 		return;
-	DMERR("%u slots could not be written; they are not used again", bad - c->bad_seen);
+	DMERR("%u slots could not be written or read; they are not used again", bad - c->bad_seen);
 	c->bad_seen = bad;
 	health_event(c);
 	health_append(c);

@@ -3,28 +3,35 @@
 #include "fake_kunit.h"
 
 static const struct {
+	enum req_op op;
 	blk_status_t status;
 	bool failed;
 } writes[] = {
-	{ BLK_STS_IOERR, true },
-	{ BLK_STS_MEDIUM, true },
-	{ BLK_STS_TARGET, true },
-	{ BLK_STS_NOSPC, true },
-	{ BLK_STS_OK, false },
-	{ BLK_STS_AGAIN, false },	/* the disk's queue was full, and the bio does not wait */
-	{ BLK_STS_NOTSUPP, false },	/* write-zeroes */
-	{ BLK_STS_RESOURCE, false },
-	{ BLK_STS_TRANSPORT, false },
-	{ BLK_STS_DM_REQUEUE, false },
+	{ REQ_OP_WRITE, BLK_STS_IOERR, true },
+	{ REQ_OP_WRITE, BLK_STS_MEDIUM, true },
+	{ REQ_OP_WRITE, BLK_STS_NOSPC, true },
+	{ REQ_OP_WRITE, BLK_STS_OK, false },
+	{ REQ_OP_WRITE, BLK_STS_AGAIN, false },	/* the queue was full, and the bio does not wait */
+	{ REQ_OP_WRITE, BLK_STS_TARGET, false },	/* a command that was not understood, or interrupted */
+	{ REQ_OP_WRITE, BLK_STS_NOTSUPP, false },
+	{ REQ_OP_WRITE, BLK_STS_RESOURCE, false },
+	{ REQ_OP_WRITE, BLK_STS_TRANSPORT, false },
+	{ REQ_OP_WRITE, BLK_STS_DM_REQUEUE, false },
+	{ REQ_OP_WRITE_ZEROES, BLK_STS_IOERR, false },
+	{ REQ_OP_WRITE_ZEROES, BLK_STS_TARGET, false },
 };
 
 static void health_status_test(struct kunit *test)
 {
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(writes); i++)
-		KUNIT_EXPECT_EQ_MSG(test, slot_write_failed(writes[i].status), writes[i].failed,
-				    "status %u", (__force u8)writes[i].status);
+	for (i = 0; i < ARRAY_SIZE(writes); i++) {
+		struct bio bio = { .bi_opf = writes[i].op };
+
+		KUNIT_EXPECT_EQ_MSG(test, slot_write_failed(&bio, writes[i].status),
+				    writes[i].failed, "op %u, status %u", writes[i].op,
+				    (__force u8)writes[i].status);
+	}
 }
 
 /* Gives a slot back as the workers do. */
@@ -106,6 +113,25 @@ static void health_span_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, c->error, -EIO);
 }
 
+/* A slot that cannot be read is given up once, and only as long as that can be borne. */
+static void health_read_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 12);
+	u32 a = fake_alloc_clean(c), b = fake_alloc_clean(c), gen = c->slots[a].gen;
+
+	KUNIT_EXPECT_TRUE(test, slot_unreadable(c, a));
+	KUNIT_EXPECT_EQ(test, (int)c->slots[a].state, SLOT_FREEING);
+	KUNIT_EXPECT_NE(test, c->slots[a].gen, gen);
+	KUNIT_EXPECT_EQ(test, c->nr_bad, 1U);
+	/* Another reader of the same slot. */
+	KUNIT_EXPECT_TRUE(test, slot_unreadable(c, a));
+	KUNIT_EXPECT_EQ(test, c->slots[a].gen, gen + 1);
+	slots_bad(c, FAKE_SLOTS - FAKE_RESERVE, FAKE_RESERVE - 1);
+	KUNIT_EXPECT_FALSE(test, slot_unreadable(c, b));
+	KUNIT_EXPECT_EQ(test, (int)c->slots[b].state, SLOT_CLEAN);
+	KUNIT_EXPECT_EQ(test, c->error, 0);
+}
+
 static const struct {
 	const char *what;
 	enum cache_mode mode;
@@ -157,6 +183,7 @@ static struct kunit_case health_cases[] = {
 	KUNIT_CASE(health_bad_test),
 	KUNIT_CASE(health_pending_test),
 	KUNIT_CASE(health_span_test),
+	KUNIT_CASE(health_read_test),
 	KUNIT_CASE(health_state_test),
 	{}
 };

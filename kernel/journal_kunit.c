@@ -2,50 +2,19 @@
 /* Commits, checkpoints and recovery on a disk in memory; tests/unit cuts its power as well. */
 #include <kunit/test.h>
 #include <linux/module.h>
-#include <linux/vmalloc.h>
 #include "fake_kunit.h"
 #include "ledger.h"
 
 #define BLOCK_SHIFT	12
 
 struct world {
-	u8 *data;
-	u64 bytes;
-	struct dedup_disk disk;
-	struct dedup_super sb;
+	struct fake_disk *d;
 	struct dedup_ledger ledger;
 	u64 next;		/* slot to hand out */
 	u64 last;
 	u64 loaded;
 	u64 sum;
 };
-
-static int mem_read(void *ctx, const struct dedup_io *ios, unsigned int n)
-{
-	struct world *w = ctx;
-	unsigned int i;
-
-	for (i = 0; i < n; i++)
-		memcpy(ios[i].buf, w->data + ios[i].offset, ios[i].len);
-	return 0;
-}
-
-static int mem_write(void *ctx, const struct dedup_io *ios, unsigned int n, bool fua)
-{
-	struct world *w = ctx;
-	unsigned int i;
-
-	for (i = 0; i < n; i++)
-		memcpy(w->data + ios[i].offset, ios[i].buf, ios[i].len);
-	return 0;
-}
-
-static int mem_flush(void *ctx)
-{
-	return 0;
-}
-
-static const struct dedup_disk_ops mem_ops = { mem_read, mem_write, mem_flush };
 
 static bool hand_out(void *ctx, struct dedup_change *change)
 {
@@ -78,7 +47,7 @@ static int no_volume(void *ctx, u64 index, const struct dedup_volume_rec *rec)
 static int open_and_load(struct world *w)
 {
 	struct dedup_visitor v = { .volume = no_volume, .slot = load_slot, .ctx = w };
-	int r = dedup_ledger_open(&w->ledger, &w->disk, NULL);
+	int r = dedup_ledger_open(&w->ledger, &w->d->disk, NULL);
 
 	if (r)
 		return r;
@@ -110,23 +79,16 @@ static int world_init(struct kunit *test)
 	if (!w)
 		return -ENOMEM;
 	test->priv = w;
-	w->bytes = dedup_min_bytes(BLOCK_SHIFT) + (1000U << BLOCK_SHIFT);
-	w->data = vzalloc(w->bytes);
-	if (!w->data)
-		return -ENOMEM;
-	w->disk = (struct dedup_disk){ &mem_ops, w, w->bytes };
-	return dedup_layout(&w->sb, w->bytes, BLOCK_SHIFT) ?:
-	       dedup_ledger_format(&w->disk, &w->sb);
+	w->d = fake_disk(test, BLOCK_SHIFT, 1000);
+	return 0;
 }
 
 static void world_exit(struct kunit *test)
 {
 	struct world *w = test->priv;
 
-	if (!w)
-		return;
-	dedup_ledger_close(&w->ledger);
-	vfree(w->data);
+	if (w)
+		dedup_ledger_close(&w->ledger);
 }
 
 /* A kernel that dies after each of many commits, with checkpoints between. */
@@ -168,18 +130,18 @@ static void test_rot(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, dedup_ledger_start(&w->ledger, incarnation, NULL), 0);
 	KUNIT_ASSERT_EQ(test, commit_to(w, 10), 0);
 	KUNIT_ASSERT_EQ(test, dedup_ledger_stop(&w->ledger, NULL), 0);
-	e = &w->ledger.table.dir[w->sb.volume_pages];
-	at = w->sb.table_start + ((u64)le32_to_cpu(e->place) * w->sb.table_pages +
-				  w->sb.volume_pages) * DEDUP_PAGE_BYTES;
+	e = &w->ledger.table.dir[w->d->sb.volume_pages];
+	at = w->d->sb.table_start + ((u64)le32_to_cpu(e->place) * w->d->sb.table_pages +
+				  w->d->sb.volume_pages) * DEDUP_PAGE_BYTES;
 	dedup_ledger_close(&w->ledger);
 
-	w->data[at + 100] ^= 1;
+	w->d->data[at + 100] ^= 1;
 	KUNIT_EXPECT_EQ(test, open_and_load(w), -EUCLEAN);
-	w->data[at + 100] ^= 1;
-	w->data[DEDUP_SUPER_OFFSET] ^= 1;
+	w->d->data[at + 100] ^= 1;
+	w->d->data[DEDUP_SUPER_OFFSET] ^= 1;
 	KUNIT_EXPECT_EQ(test, open_and_load(w), 0);
 	dedup_ledger_close(&w->ledger);
-	w->data[dedup_super_b_offset(w->bytes) + 50] ^= 1;
+	w->d->data[dedup_super_b_offset(w->d->disk.bytes) + 50] ^= 1;
 	KUNIT_EXPECT_EQ(test, open_and_load(w), -EUCLEAN);
 }
 

@@ -10,7 +10,15 @@
  *			agent is asked for a push, which frees some
  *	maps		at the bound leaves without overlays are given up: they name only what can be
  *			fetched again
+ *
+ * A read may need a leaf, and what is pinned stays until a push: overlays, leaves with overlays, and tops.
+ * So these leave MEMORY_FOR_READS: none of them comes to be while less is left, and what is left and what
+ * reads have taken of it are at least that much, whatever is written. (Only what a cache that is opened
+ * finds on its disk, and the replacements of a COMMIT, may go beyond: then the agent is asked for a push,
+ * which frees them.) Tops, which no push frees, leave what one write needs as well. A leaf of a block
+ * that is waited for is not given up, or many such reads could take one another's for ever.
  */
+#include <linux/hashtable.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include "dedup.h"
@@ -19,15 +27,21 @@
 #define RECLAIM_PART	32U		/* of the bound: what one reclaim makes free */
 #define LEAF_BYTES_MAX	SZ_128K		/* in a volume of 64 TiB in blocks of 4 KiB */
 
-/* Counts @bytes if they fit under the bound. Not on the hit path. */
-bool memory_take(struct cache *c, u64 bytes)
+/* Counts @bytes if they fit under the bound, and @keep beside them. Not on the hit path. */
+bool memory_take(struct cache *c, u64 bytes, u64 keep)
 {
 	s64 now = atomic64_add_return(bytes, &c->memory);
 
-	if (now <= c->max_memory)
+	if (now + keep <= c->max_memory)
 		return true;
 	atomic64_sub(bytes, &c->memory);
 	return false;
+}
+
+/* Counts what is not refused, for it soon gives back more. */
+void memory_add(struct cache *c, u64 bytes)
+{
+	atomic64_add(bytes, &c->memory);
 }
 
 void memory_give(struct cache *c, u64 bytes)
@@ -58,14 +72,15 @@ int memory_begin(struct cache *c, const struct dedup_store_info *info)
 	u64 pool = DEDUP_OVERLAY_POOL * (u64)overlay_bytes(c);
 
 	c->memory_fixed = memory_fixed(c, info);
-	if (memory_take(c, c->memory_fixed + pool)) {
+	if (memory_take(c, c->memory_fixed + pool, MEMORY_FOR_READS + LEAF_BYTES_MAX)) {
 		/* Each descriptor is counted when it is made. */
 		memory_give(c, pool);
 		return 0;
 	}
 	DMERR("%llu slots of %u KiB take %llu MiB of memory, max_memory is %llu MiB",
 	      info->nr_slots, c->block_sectors / 2,
-	      DIV_ROUND_UP_ULL(c->memory_fixed + pool, SZ_1M), c->max_memory >> 20);
+	      DIV_ROUND_UP_ULL(c->memory_fixed + pool + MEMORY_FOR_READS + LEAF_BYTES_MAX, SZ_1M),
+	      c->max_memory >> 20);
 	return -E2BIG;
 }
 
@@ -76,11 +91,36 @@ static u64 top_bytes(u64 nr_leaves)
 	return nr_leaves * sizeof(u64 *);
 }
 
-/* -E2BIG: more than max_memory. */
+/* What a top leaves: for reads, and for one write, with a leaf and a full pool. */
+static u64 top_keep(struct cache *c)
+{
+	u64 pool = DEDUP_OVERLAY_POOL - min(READ_ONCE(c->nr_overlay_pool), DEDUP_OVERLAY_POOL);
+
+	return MEMORY_FOR_READS + LEAF_BYTES_MAX + pool * overlay_bytes(c);
+}
+
+/*
+ * Before a top is allocated, and not under a mutex: the worker gives up maps for it. If it cannot, or
+ * somebody else takes what it has made free, map_top_alloc() says so.
+ */
+void memory_make_room(struct cache *c, u64 nr_leaves)
+{
+	u64 bytes = top_bytes(nr_leaves) + top_keep(c);
+
+	if (memory_left(c) >= bytes)
+		return;
+	spin_lock(&c->lock);
+	c->room_wanted = max(c->room_wanted, bytes);
+	spin_unlock(&c->lock);
+	space_kick(c);
+	flush_work(&c->space_work);
+}
+
+/* -E2BIG: more than max_memory. What the disk says is there, whatever it takes: no store yet. */
 int map_top_alloc(struct cache *c, u64 nr_leaves, u64 ***top)
 {
 	*top = NULL;
-	if (!memory_take(c, top_bytes(nr_leaves))) {
+	if (!memory_take(c, top_bytes(nr_leaves), c->store ? top_keep(c) : 0)) {
 		DMERR("a map takes %llu KiB of memory, %llu KiB are left of max_memory",
 		      DIV_ROUND_UP_ULL(top_bytes(nr_leaves), SZ_1K), memory_left(c) >> 10);
 		return -E2BIG;
@@ -97,10 +137,11 @@ void map_top_free(struct cache *c, u64 nr_leaves, u64 **top)
 	if (!top)
 		return;
 	memory_give(c, top_bytes(nr_leaves));
+	memory_unpinned(c);
 	kvfree(top);
 }
 
-static u64 leaf_bytes(unsigned int shift)
+u64 leaf_bytes(unsigned int shift)
 {
 	return sizeof(u64) << shift;
 }
@@ -109,7 +150,7 @@ u64 *leaf_alloc(struct cache *c, unsigned int shift, gfp_t gfp)
 {
 	u64 *leaf;
 
-	if (!memory_take(c, leaf_bytes(shift))) {
+	if (!memory_take(c, leaf_bytes(shift), 0)) {
 		WRITE_ONCE(c->maps_full, true);
 		space_kick(c);
 		return NULL;
@@ -151,12 +192,19 @@ bool volume_has_leaf(struct volume *vol, u64 block)
 	return ret;
 }
 
-static bool leaf_has_overlay(const struct volume *vol, const u64 *leaf)
+/* Does it name an overlay, or will it take a block that is waited for? */
+static bool leaf_is_needed(struct volume *vol, u64 n, const u64 *leaf)
 {
+	struct miss *m;
+	int bucket;
 	u64 i;
 
+	lockdep_assert_held(&vol->cache->lock);
 	for (i = 0; i < 1ULL << vol->leaf_shift; i++)
 		if (entry_kind(leaf[i]) == ENTRY_OVERLAY)
+			return true;
+	hash_for_each(vol->cache->miss_blocks, bucket, m, by_block)
+		if (m->vol == vol && m->block >> vol->leaf_shift == n)
 			return true;
 	return false;
 }
@@ -174,7 +222,7 @@ static u32 volume_give_up(struct volume *vol, u64 **leaves, u32 max)
 		if (!READ_ONCE(*where))
 			continue;
 		spin_lock(&c->lock);
-		if (*where && !leaf_has_overlay(vol, *where)) {
+		if (*where && !leaf_is_needed(vol, vol->map_hand, *where)) {
 			leaves[n++] = *where;
 			WRITE_ONCE(*where, NULL);
 		}
@@ -219,10 +267,49 @@ static u64 maps_give_up(struct cache *c, u32 *passed)
 	return bytes;
 }
 
-/* Writes wait for a descriptor, and there is no memory for one. */
+static u64 maps_shrink(struct cache *c, u64 want)
+{
+	u64 freed = 0;
+	u32 passed = 0;
+
+	/* One more than there are: with the first it may begin in the midst. */
+	while (freed < want && passed <= READ_ONCE(c->nr_volumes))
+		freed += maps_give_up(c, &passed);
+	c->map_reclaims += !!freed;
+	return freed;
+}
+
+/*
+ * Writes wait for an overlay, and there is no memory for one. If giving up maps was not enough for
+ * that, it is not done again, for reads need them, until memory_unpinned().
+ */
 static bool overlays_starve(struct cache *c)
 {
-	return !READ_ONCE(c->nr_overlay_pool) && memory_left(c) < overlay_bytes(c);
+	bool waits;
+
+	spin_lock(&c->lock);
+	waits = !bio_list_empty(&c->space_bios);
+	spin_unlock(&c->lock);
+	return waits && !READ_ONCE(c->starved) &&
+	       memory_left(c) < MEMORY_FOR_READS + overlay_bytes(c);
+}
+
+/* How much must be left for what memory_make_room() was asked; once. */
+static u64 take_room_wanted(struct cache *c)
+{
+	u64 bytes;
+
+	spin_lock(&c->lock);
+	bytes = c->room_wanted;
+	c->room_wanted = 0;
+	spin_unlock(&c->lock);
+	return bytes;
+}
+
+/* Something has gone that kept memory from being given up: it is worth trying again. Any context. */
+void memory_unpinned(struct cache *c)
+{
+	WRITE_ONCE(c->starved, false);
 }
 
 /*
@@ -231,23 +318,27 @@ static bool overlays_starve(struct cache *c)
  */
 bool maps_reclaim(struct cache *c)
 {
-	bool starve = overlays_starve(c);
 	u64 want = max_t(u64, c->max_memory / RECLAIM_PART, LEAF_BYTES_MAX);
+	u64 room = take_room_wanted(c), left = memory_left(c);
+	bool full = READ_ONCE(c->maps_full);
 	u64 freed = 0;
-	u32 passed = 0;
 
-	if (!READ_ONCE(c->maps_full) && !starve)
-		return false;
-	if (memory_left(c) < LEAF_BYTES_MAX) {
-		/* One more than there are: with the first it may begin in the midst. */
-		while (freed < want && passed <= READ_ONCE(c->nr_volumes))
-			freed += maps_give_up(c, &passed);
-		if (!freed)
-			return false;
-		c->map_reclaims++;
-	}
-	WRITE_ONCE(c->maps_full, false);
-	if (starve)
+	if (left < room)
+		freed = maps_shrink(c, room - left);
+
+	if (overlays_starve(c)) {
+		/* First: what is unpinned from here on may have been passed already. */
+		WRITE_ONCE(c->starved, true);
+		freed += maps_shrink(c, MEMORY_FOR_READS + want);
 		overlays_refill(c);
+		/* A write may need a leaf, too. */
+		if (memory_left(c) >= MEMORY_FOR_READS + LEAF_BYTES_MAX)
+			memory_unpinned(c);
+	} else if (full && memory_left(c) < LEAF_BYTES_MAX) {
+		freed += maps_shrink(c, want);
+	}
+	if (!freed && (!full || memory_left(c) < LEAF_BYTES_MAX))
+		return false;
+	WRITE_ONCE(c->maps_full, false);
 	return true;
 }

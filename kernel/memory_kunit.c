@@ -7,6 +7,7 @@
 #define LEAF_BLOCKS	512ULL
 #define NR_LEAVES	64U
 #define LEAF_BYTES	(LEAF_BLOCKS * sizeof(u64))
+#define FOR_TOPS	(MEMORY_FOR_READS + SZ_128K)	/* is left by them, with a full pool */
 
 static u64 taken(struct cache *c)
 {
@@ -20,11 +21,12 @@ static void bound(struct cache *c, u64 bytes)
 }
 
 static const struct {
-	u64 room, want;
+	u64 room, want, keep;
 	bool ok;
 } takes[] = {
-	{ 0, 0, true }, { 0, 1, false }, { 1, 1, true }, { 4096, 4096, true }, { 4096, 4097, false },
-	{ 1 << 20, 1ULL << 40, false },
+	{ 0, 0, 0, true }, { 0, 1, 0, false }, { 1, 1, 0, true }, { 4096, 4096, 0, true },
+	{ 4096, 4097, 0, false }, { 1 << 20, 1ULL << 40, 0, false }, { 5, 4, 1, true },
+	{ 5, 5, 1, false }, { 0, 0, 1, false },
 };
 
 static void memory_take_test(struct kunit *test)
@@ -36,7 +38,7 @@ static void memory_take_test(struct kunit *test)
 	for (i = 0; i < ARRAY_SIZE(takes); i++) {
 		bound(c, takes[i].room);
 		KUNIT_EXPECT_EQ(test, memory_left(c), takes[i].room);
-		KUNIT_EXPECT_EQ(test, memory_take(c, takes[i].want), takes[i].ok);
+		KUNIT_EXPECT_EQ(test, memory_take(c, takes[i].want, takes[i].keep), takes[i].ok);
 		if (takes[i].ok)
 			memory_give(c, takes[i].want);
 		KUNIT_EXPECT_EQ(test, taken(c), before);
@@ -44,7 +46,7 @@ static void memory_take_test(struct kunit *test)
 	/* A later table may have a lower bound than what is taken. */
 	c->max_memory = before - 1;
 	KUNIT_EXPECT_EQ(test, memory_left(c), 0ULL);
-	KUNIT_EXPECT_FALSE(test, memory_take(c, 0));
+	KUNIT_EXPECT_FALSE(test, memory_take(c, 0, 0));
 	KUNIT_EXPECT_EQ(test, taken(c), before);
 }
 
@@ -59,9 +61,9 @@ static void memory_begin_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, memory_begin(c, &info), -E2BIG);
 	KUNIT_EXPECT_EQ(test, taken(c), before);
 	KUNIT_EXPECT_GT(test, c->memory_fixed, slots_memory(FAKE_SLOTS) + info.memory);
-	bound(c, c->memory_fixed + pool - 1);
+	bound(c, c->memory_fixed + pool + FOR_TOPS - 1);
 	KUNIT_EXPECT_EQ(test, memory_begin(c, &info), -E2BIG);
-	bound(c, c->memory_fixed + pool);
+	bound(c, c->memory_fixed + pool + FOR_TOPS);
 	KUNIT_EXPECT_EQ(test, memory_begin(c, &info), 0);
 	KUNIT_EXPECT_EQ(test, taken(c), before + c->memory_fixed);
 }
@@ -76,14 +78,23 @@ static void memory_maps_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, map_top_alloc(c, 11, &top), -E2BIG);
 	KUNIT_EXPECT_NULL(test, top);
 	KUNIT_EXPECT_EQ(test, map_top_alloc(c, 10, &top), 0);
-	KUNIT_EXPECT_EQ(test, memory_left(c), 0ULL);
 	map_top_free(c, 10, top);
+	/* That was while the disk is read. From then on tops leave something; nobody looks into the store. */
+	c->store = (struct dedup_store *)c;
+	KUNIT_EXPECT_EQ(test, map_top_alloc(c, 1, &top), -E2BIG);
+	bound(c, 10 * sizeof(u64 *) + FOR_TOPS);
+	KUNIT_EXPECT_EQ(test, map_top_alloc(c, 11, &top), -E2BIG);
+	KUNIT_EXPECT_EQ(test, map_top_alloc(c, 10, &top), 0);
+	KUNIT_EXPECT_EQ(test, memory_left(c), (u64)FOR_TOPS);
+	map_top_free(c, 10, top);
+	c->store = NULL;
 
+	bound(c, LEAF_BYTES - 1);
 	KUNIT_EXPECT_NULL(test, leaf_alloc(c, 9, GFP_KERNEL));
 	KUNIT_EXPECT_TRUE(test, c->maps_full);
 	c->maps_full = false;
-	bound(c, overlay_bytes(c) - 1);
-	KUNIT_EXPECT_NULL(test, overlay_new(c, GFP_KERNEL));
+	bound(c, overlay_bytes(c) - 1 + MEMORY_FOR_READS);
+	KUNIT_EXPECT_NULL(test, overlay_new(c, MEMORY_FOR_READS, GFP_KERNEL));
 	KUNIT_EXPECT_EQ(test, taken(c), before);
 
 	c->max_memory = S64_MAX;
@@ -93,7 +104,7 @@ static void memory_maps_test(struct kunit *test)
 	fake_fail_alloc(1);
 	KUNIT_EXPECT_NULL(test, leaf_alloc(c, 9, GFP_KERNEL));
 	fake_fail_alloc(1);
-	KUNIT_EXPECT_NULL(test, overlay_new(c, GFP_KERNEL));
+	KUNIT_EXPECT_NULL(test, overlay_new(c, 0, GFP_KERNEL));
 	fake_fail_none();
 	/* That is not the bound: giving up maps would be no help. */
 	KUNIT_EXPECT_FALSE(test, c->maps_full);
@@ -157,28 +168,117 @@ static void memory_reclaim_test(struct kunit *test)
 	}
 }
 
-/* Writers without a descriptor get the memory of maps. */
-static void memory_starve_test(struct kunit *test)
+/* The pool's descriptors, so that writers have none. */
+static struct overlay *take_pool(struct cache *c)
 {
-	struct cache *c = fake_cache(test, 12);
-	struct overlay *all = NULL, *ov;
+	struct overlay *all = c->overlay_pool;
 
-	full_map(test, c, 0);
-	c->maps_full = false;
-	KUNIT_EXPECT_FALSE(test, maps_reclaim(c));
-	while ((ov = c->overlay_pool)) {
-		c->overlay_pool = ov->next;
-		ov->next = all;
-		all = ov;
-		c->nr_overlay_pool--;
-	}
-	KUNIT_EXPECT_TRUE(test, maps_reclaim(c));
-	KUNIT_EXPECT_GT(test, c->nr_overlay_pool, 0U);
-	KUNIT_EXPECT_LE(test, taken(c), c->max_memory);
+	c->overlay_pool = NULL;
+	c->nr_overlay_pool = 0;
+	return all;
+}
+
+static void free_all(struct cache *c, struct overlay *all)
+{
+	struct overlay *ov;
+
 	while ((ov = all)) {
 		all = ov->next;
 		overlay_free(c, ov);
 	}
+}
+
+/* Writers without a descriptor get the memory of maps. */
+static void memory_starve_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 12);
+	struct bio bio = {};
+	struct overlay *all;
+
+	full_map(test, c, 0);
+	bound(c, MEMORY_FOR_READS);
+	c->maps_full = false;
+	KUNIT_EXPECT_FALSE(test, maps_reclaim(c));
+	all = take_pool(c);
+	KUNIT_EXPECT_FALSE(test, maps_reclaim(c));
+	bio_list_add(&c->space_bios, &bio);
+	KUNIT_EXPECT_TRUE(test, maps_reclaim(c));
+	KUNIT_EXPECT_FALSE(test, c->starved);
+	KUNIT_EXPECT_GT(test, c->nr_overlay_pool, 0U);
+	KUNIT_EXPECT_GE(test, memory_left(c), (u64)MEMORY_FOR_READS);
+	free_all(c, all);
+}
+
+/*
+ * Where only reads' share is left no overlay comes to be, and reads keep their maps: these are given
+ * up for writes once, and then again when something has been unpinned.
+ */
+static void memory_reads_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 12);
+	struct volume *vol = full_map(test, c, NR_LEAVES - 4);
+	u64 block = (NR_LEAVES - 1) * LEAF_BLOCKS;
+	struct bio bio = {};
+
+	bound(c, MEMORY_FOR_READS - 4 * LEAF_BYTES);
+	c->maps_full = false;
+	KUNIT_EXPECT_GT(test, c->nr_overlay_pool, 0U);
+	KUNIT_EXPECT_NULL(test, fake_open(vol, block, 0));
+	KUNIT_EXPECT_FALSE(test, overlays_ready(c));
+
+	free_all(c, take_pool(c));
+	bound(c, MEMORY_FOR_READS - 4 * LEAF_BYTES);
+	bio_list_add(&c->space_bios, &bio);
+	KUNIT_EXPECT_TRUE(test, maps_reclaim(c));
+	KUNIT_EXPECT_TRUE(test, c->starved);
+	KUNIT_EXPECT_EQ(test, memory_left(c), (u64)MEMORY_FOR_READS);
+	KUNIT_EXPECT_EQ(test, c->nr_overlay_pool, 0U);
+
+	KUNIT_EXPECT_EQ(test, volume_make_leaf(vol, block, GFP_KERNEL), 0);
+	KUNIT_EXPECT_FALSE(test, maps_reclaim(c));
+	KUNIT_EXPECT_TRUE(test, volume_has_leaf(vol, block));
+	memory_unpinned(c);
+	KUNIT_EXPECT_TRUE(test, maps_reclaim(c));
+	KUNIT_EXPECT_FALSE(test, volume_has_leaf(vol, block));
+}
+
+/* For a table that is loaded maps are given up, as many as it needs, once. */
+static void memory_room_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 12);
+
+	full_map(test, c, 0);
+	/* Only now: what full_map() asked the worker for must not make room before the bound is set. */
+	flush_work(&c->space_work);
+	INIT_WORK(&c->space_work, space_work);
+	c->maps_full = false;
+	bound(c, FOR_TOPS);
+	memory_make_room(c, 3 * LEAF_BYTES / sizeof(u64 *));
+	KUNIT_EXPECT_EQ(test, c->map_reclaims, 1ULL);
+	KUNIT_EXPECT_GE(test, memory_left(c), FOR_TOPS + 3 * LEAF_BYTES);
+	KUNIT_EXPECT_FALSE(test, maps_reclaim(c));
+	memory_make_room(c, 3 * LEAF_BYTES / sizeof(u64 *));
+	KUNIT_EXPECT_EQ(test, c->map_reclaims, 1ULL);
+}
+
+/* Where a block is waited for the leaf stays until that has come. */
+static void memory_miss_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 12);
+	struct volume *vol = full_map(test, c, 0);
+	u64 block = 5 * LEAF_BLOCKS + 3;
+	struct miss m = { .vol = vol, .block = block };
+
+	hash_add(c->miss_blocks, &m.by_block, block);
+	KUNIT_EXPECT_TRUE(test, maps_reclaim(c));
+	KUNIT_EXPECT_TRUE(test, volume_has_leaf(vol, block));
+	KUNIT_EXPECT_FALSE(test, volume_has_leaf(vol, block + LEAF_BLOCKS));
+	c->maps_full = true;
+	bound(c, 0);
+	KUNIT_EXPECT_FALSE(test, maps_reclaim(c));
+	hash_del(&m.by_block);
+	KUNIT_EXPECT_TRUE(test, maps_reclaim(c));
+	KUNIT_EXPECT_FALSE(test, volume_has_leaf(vol, block));
 }
 
 struct reclaimer {
@@ -222,6 +322,9 @@ static struct kunit_case memory_cases[] = {
 	KUNIT_CASE(memory_maps_test),
 	KUNIT_CASE(memory_reclaim_test),
 	KUNIT_CASE(memory_starve_test),
+	KUNIT_CASE(memory_reads_test),
+	KUNIT_CASE(memory_room_test),
+	KUNIT_CASE(memory_miss_test),
 	KUNIT_CASE(memory_reader_test),
 	{}
 };

@@ -31,12 +31,12 @@ int overlays_init(struct cache *c)
 	return c->overlay_cache ? 0 : -ENOMEM;
 }
 
-/* NULL when there is no memory, or no more is allowed. */
-struct overlay *overlay_new(struct cache *c, gfp_t gfp)
+/* NULL when there is no memory, or less than @keep would be left of what is allowed. */
+struct overlay *overlay_new(struct cache *c, u64 keep, gfp_t gfp)
 {
 	struct overlay *ov;
 
-	if (!memory_take(c, overlay_bytes(c)))
+	if (!memory_take(c, overlay_bytes(c), keep))
 		return NULL;
 	ov = kmem_cache_alloc(c->overlay_cache, gfp);
 	if (!ov)
@@ -48,6 +48,7 @@ void overlay_free(struct cache *c, struct overlay *ov)
 {
 	kmem_cache_free(c->overlay_cache, ov);
 	memory_give(c, overlay_bytes(c));
+	memory_unpinned(c);
 }
 
 static void overlay_list_free(struct cache *c, struct overlay *ov)
@@ -73,7 +74,7 @@ void overlays_exit(struct cache *c)
 void overlays_refill(struct cache *c)
 {
 	while (READ_ONCE(c->nr_overlay_pool) < DEDUP_OVERLAY_POOL) {
-		struct overlay *ov = overlay_new(c, GFP_NOIO);
+		struct overlay *ov = overlay_new(c, MEMORY_FOR_READS, GFP_NOIO);
 
 		if (!ov)
 			return;
@@ -113,6 +114,12 @@ static void overlay_take_slot(struct cache *c, struct overlay *ov)
 	vol->nr_valid += ov->nr_valid;
 }
 
+/* May an overlay be made? It pins its leaf, too. Without the lock the answer may be old. */
+bool overlays_ready(struct cache *c)
+{
+	return READ_ONCE(c->nr_overlay_pool) && memory_left(c) >= MEMORY_FOR_READS;
+}
+
 /* The slot beside the one that the block before lies in: so that a stream stays in one run. */
 static u32 overlay_slot_hint(struct volume *vol, u64 block)
 {
@@ -126,8 +133,8 @@ static u32 overlay_slot_hint(struct volume *vol, u64 block)
  * @flags: of an overlay that is made now: 0 or DEDUP_OVERLAY_BASE_ZERO
  * @opened: set if it was made now
  *
- * The leaf of the block must be there. Never sleeps. NULL if there is no slot, or no
- * descriptor in the pool.
+ * The leaf of the block must be there. Never sleeps. NULL if there is no slot, no
+ * descriptor in the pool, or no memory left but for reads.
  */
 struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *opened)
 {
@@ -142,14 +149,14 @@ struct overlay *overlay_open(struct volume *vol, u64 block, u8 flags, bool *open
 		if (ov->cut == vol->rec.cut_counter)
 			return ov;
 	}
-	ov = c->overlay_pool;
-	if (!ov) {
+	if (!overlays_ready(c)) {
 		space_kick(c);
 		return NULL;
 	}
 	n = slot_alloc(c, SLOT_DIRTY, overlay_slot_hint(vol, block));
 	if (n == DEDUP_NO_SLOT)
 		return NULL;
+	ov = c->overlay_pool;
 	c->overlay_pool = ov->next;
 	if (--c->nr_overlay_pool == DEDUP_OVERLAY_POOL / 2)
 		space_kick(c);
@@ -210,11 +217,13 @@ int overlay_load(struct volume *vol, u32 n, const struct dedup_slot_rec *rec)
 	if (rec->block >= vol->nr_blocks || rec->cut > vol->rec.cut_counter)
 		return -EUCLEAN;
 	r = volume_make_leaf(vol, rec->block, GFP_KERNEL);
-	if (r)
-		return r;
-	ov = overlay_new(c, GFP_KERNEL);
+	ov = r ? NULL : overlay_new(c, 0, GFP_KERNEL);
+	if (!ov && memory_left(c) < overlay_bytes(c) + leaf_bytes(vol->leaf_shift)) {
+		DMERR("what is dirty takes more memory than max_memory, %llu MiB", c->max_memory >> 20);
+		return -E2BIG;
+	}
 	if (!ov)
-		return -ENOMEM;
+		return r ?: -ENOMEM;
 	overlay_init(ov, vol, rec->block, n, rec->cut);
 	ov->flags = rec->flags & DEDUP_OVERLAY_BASE_ZERO;
 	for (i = 0; i < BITS_TO_LONGS(c->block_sectors); i++) {
@@ -341,8 +350,13 @@ void view_run(struct cache *c, const struct view *view, u32 offset, u32 max, str
 
 	for (i = 0; i < view->nr_ov; i++) {
 		const struct overlay *ov = view->ov[i];
+		/*
+		 * A write may complete at any time: the bit at @offset is looked at once, so that
+		 * the run has a sector at least. Bits are only ever set.
+		 */
+		u32 next = find_next_bit(ov->valid, end, offset);
 
-		if (test_bit(offset, ov->valid)) {
+		if (next == offset) {
 			end = find_next_zero_bit(ov->valid, end, offset);
 			run->kind = ENTRY_BASE;
 			run->overlaid = true;
@@ -350,7 +364,7 @@ void view_run(struct cache *c, const struct view *view, u32 offset, u32 max, str
 			run->len = end - offset;
 			return;
 		}
-		end = find_next_bit(ov->valid, end, offset);
+		end = next;
 	}
 	run->kind = view->base;
 	run->overlaid = false;

@@ -41,6 +41,9 @@ struct dedup_slot_rec {
 #define DEDUP_VOL_DIVERGED	(1U << 5)
 #define DEDUP_VOL_FENCED	(1U << 6)
 
+#define DEDUP_MAX_SIZE		(64ULL << 40)	/* bytes in a volume */
+#define DEDUP_MAX_CUT		(~0ULL >> 1)	/* no cut counter gets there by itself */
+
 struct dedup_volume_rec {
 	__u64 id;			/* 0: the record is unused */
 	__u8 image[DEDUP_UUID_BYTES];

@@ -14,9 +14,10 @@
 #include <linux/slab.h>
 #include "dedup.h"
 
-/* A longer top for a map, not in use yet. */
+/* A longer top for a map, not in use yet. @leaf_shift: of the map that it is for */
 struct map_growth {
 	u64 **top;
+	unsigned int leaf_shift;
 	u64 nr_leaves;
 	u64 nr_blocks;
 	u64 size;
@@ -32,7 +33,9 @@ struct map_growth *map_growth_new(struct volume *vol, u64 size)
 		return ERR_PTR(-ENOMEM);
 	g->size = size;
 	g->nr_blocks = volume_blocks(vol->cache, size);
-	g->nr_leaves = DIV_ROUND_UP_ULL(g->nr_blocks, 1ULL << vol->leaf_shift);
+	/* The map of a volume that is closed may get another shape meanwhile, and again until the resume. */
+	g->leaf_shift = READ_ONCE(vol->leaf_shift);
+	g->nr_leaves = DIV_ROUND_UP_ULL(g->nr_blocks, 1ULL << g->leaf_shift);
 	r = map_top_alloc(vol->cache, g->nr_leaves, &g->top);
 	if (!r)
 		return g;
@@ -150,14 +153,14 @@ int volume_reshape(struct volume *vol, u64 size)
  * @g: what map_growth_new() made when the table was loaded; NULL if the volume was not smaller
  *
  * Returns when the record is durable. Errors: -EBUSY: the volume has become larger since the
- * table was loaded; the store's.
+ * table was loaded, or its map has got another shape; the store's.
  */
 int volume_grow(struct volume *vol, u64 size, struct map_growth *g)
 {
 	lockdep_assert_held(&vol->mutex);
 	if (size == vol->rec.size)
 		return 0;
-	if (size < vol->rec.size || !g)
+	if (size < vol->rec.size || !g || g->leaf_shift != vol->leaf_shift)
 		return -EBUSY;
 	map_grow(vol, g);
 	/* No store: a test plays it. */

@@ -107,6 +107,39 @@ static void resize_grow_test(struct kunit *test)
 			(DIV_ROUND_UP(100000, 512) - DIV_ROUND_UP(BLOCKS, 512)) * 8 + 4096);
 }
 
+static int reshape(struct volume *vol, u64 size)
+{
+	int r;
+
+	mutex_lock(&vol->mutex);
+	r = volume_reshape(vol, size);
+	mutex_unlock(&vol->mutex);
+	return r;
+}
+
+/* A table is loaded, and then the volume is opened with one of a size that needs larger leaves. */
+static void resize_shape_test(struct kunit *test)
+{
+	struct cache *c = fake_cache(test, 12);
+	struct volume *vol = fake_volume(test, c, BLOCKS);
+	u64 size = bytes_of(c, 3ULL << 29);
+	struct map_growth *early, *late;
+
+	early = map_growth_new(vol, size);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(early));
+	KUNIT_ASSERT_EQ(test, reshape(vol, bytes_of(c, 1ULL << 30)), 0);
+	vol->open = true;
+	KUNIT_ASSERT_EQ(test, volume_make_leaf(vol, 1, GFP_KERNEL), 0);
+	KUNIT_EXPECT_EQ(test, grow(vol, size, early), -EBUSY);
+	KUNIT_EXPECT_EQ(test, vol->nr_blocks, 1ULL << 30);
+	late = map_growth_new(vol, size);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(late));
+	KUNIT_EXPECT_EQ(test, grow(vol, size, late), 0);
+	KUNIT_EXPECT_TRUE(test, volume_has_leaf(vol, 1));
+	map_growth_free(vol, early);
+	map_growth_free(vol, late);
+}
+
 struct grower {
 	struct work_struct work;
 	struct volume *vol;
@@ -146,16 +179,6 @@ static void resize_reader_test(struct kunit *test)
 	map_growth_free(w.vol, w.g);
 }
 
-static int reshape(struct volume *vol, u64 size)
-{
-	int r;
-
-	mutex_lock(&vol->mutex);
-	r = volume_reshape(vol, size);
-	mutex_unlock(&vol->mutex);
-	return r;
-}
-
 static void expect_unchanged(struct kunit *test, struct volume *vol, u64 memory)
 {
 	KUNIT_EXPECT_EQ(test, vol->nr_blocks, BLOCKS);
@@ -181,11 +204,11 @@ static void resize_bound_test(struct kunit *test)
 /* Without memory the volume is what it was. (The leak checker allocates, too, and can do without.) */
 static void resize_nomem_test(struct kunit *test)
 {
-	unsigned int nth, growths = 0, shapes = 0;
-	bool hit = true;
+	unsigned int nth = 1, again = 0, growths = 0, shapes = 0;
+	bool hit = true, ours;
 	int r;
 
-	for (nth = 1; hit; nth++) {
+	for (; hit; fake_fail_next(&nth, &again, ours)) {
 		struct cache *c = fake_cache(test, 12);
 		struct volume *vol = fake_volume(test, c, BLOCKS);
 		u64 size = bytes_of(c, 100000), before = atomic64_read(&c->memory);
@@ -196,7 +219,8 @@ static void resize_nomem_test(struct kunit *test)
 			kunit_skip(test, "allocations that may sleep do not fail here");
 		g = map_growth_new(vol, size);
 		hit = fake_fail_none();
-		if (IS_ERR(g)) {
+		ours = IS_ERR(g);
+		if (ours) {
 			KUNIT_EXPECT_EQ(test, (int)PTR_ERR(g), -ENOMEM);
 			growths++;
 		} else {
@@ -207,6 +231,7 @@ static void resize_nomem_test(struct kunit *test)
 		fake_fail_alloc(nth);
 		r = reshape(vol, size);
 		hit |= fake_fail_none();
+		ours &= !!r;
 		if (r) {
 			KUNIT_EXPECT_EQ(test, r, -ENOMEM);
 			expect_unchanged(test, vol, before);
@@ -222,6 +247,7 @@ static void resize_nomem_test(struct kunit *test)
 static struct kunit_case resize_cases[] = {
 	KUNIT_CASE(resize_check_test),
 	KUNIT_CASE(resize_grow_test),
+	KUNIT_CASE(resize_shape_test),
 	KUNIT_CASE(resize_reader_test),
 	KUNIT_CASE(resize_bound_test),
 	KUNIT_CASE(resize_nomem_test),

@@ -206,34 +206,88 @@ void slot_make_clean(struct cache *c, u32 n, const u8 *fp)
 	slot_changed(c, n, NULL);
 }
 
-/* Is it the slots' fault? Not if the disk was busy, cannot do it at all, or its link was down. */
-bool slot_write_failed(blk_status_t status)
+/*
+ * Is it the slots' fault? Not if the disk was busy, cannot do it at all, or its link was down; nor
+ * if it could not write zeroes by itself: disks that offer it may refuse it in many ways, whereupon
+ * the block layer writes them.
+ */
+bool slot_write_failed(struct bio *bio, blk_status_t status)
 {
-	return status == BLK_STS_IOERR || status == BLK_STS_MEDIUM || status == BLK_STS_TARGET ||
-	       status == BLK_STS_NOSPC;
+	return bio_op(bio) == REQ_OP_WRITE &&
+	       (status == BLK_STS_IOERR || status == BLK_STS_MEDIUM || status == BLK_STS_NOSPC);
+}
+
+static bool slot_set_bad(struct cache *c, u32 n)
+{
+	struct slot *s = &c->slots[n];
+
+	lockdep_assert_held(&c->change_lock);
+	if (s->flags & SLOT_BAD)
+		return false;
+	s->flags |= SLOT_BAD;
+	WRITE_ONCE(c->nr_bad, c->nr_bad + 1);
+	return true;
 }
 
 /*
- * A write to these slots has failed. Any context; the writer's reference, or his FILLING slot, keeps
- * them from slot_unalloc().
+ * A write to these slots has failed. Any context; the reference of whoever wrote or read, or his
+ * FILLING slot, keeps them from slot_unalloc().
  */
 void slots_bad(struct cache *c, u32 n, u32 count)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&c->change_lock, flags);
-	for (; count; count--, n++) {
-		struct slot *s = &c->slots[n];
-
-		if (s->flags & SLOT_BAD)
-			continue;
-		s->flags |= SLOT_BAD;
-		WRITE_ONCE(c->nr_bad, c->nr_bad + 1);
-	}
+	for (; count; count--, n++)
+		c->nr_unwritable += slot_set_bad(c, n);
 	/* No more writes, or all slots might go this way before somebody looks: see health.c. */
-	if (c->nr_bad > c->reserve && !c->error)
+	if (c->nr_unwritable > c->reserve && !c->error)
 		WRITE_ONCE(c->error, -EIO);
 	spin_unlock_irqrestore(&c->change_lock, flags);
+}
+
+/* Counts the slot as bad for a reader, if that can be borne. */
+static bool slot_bad_to_read(struct cache *c, u32 n, u8 flags)
+{
+	bool ret;
+
+	spin_lock_irq(&c->change_lock);
+	ret = c->slots[n].flags & SLOT_BAD || c->nr_bad < c->reserve;
+	if (ret) {
+		slot_set_bad(c, n);
+		c->slots[n].flags |= flags;
+	}
+	spin_unlock_irq(&c->change_lock);
+	return ret;
+}
+
+/*
+ * The base of a block cannot be read: its slot is given up, unless as many are bad already as can be
+ * borne. The caller holds the reader's reference. False: reading it once more is of no use.
+ *
+ *	CLEAN    is freed
+ *	DIRTY    COMMIT is about to make it CLEAN: entries die now, and it will be freed then
+ *	others   somebody else has been faster, or the eviction
+ */
+bool slot_unreadable(struct cache *c, u32 n)
+{
+	struct slot *s = &c->slots[n];
+	bool given_up = true;
+
+	spin_lock(&c->lock);
+	if (s->state == SLOT_CLEAN) {
+		given_up = slot_bad_to_read(c, n, 0);
+		if (given_up)
+			slot_free(c, n);
+	} else if (s->state == SLOT_DIRTY && !(READ_ONCE(s->flags) & SLOT_LOST)) {
+		given_up = slot_bad_to_read(c, n, SLOT_LOST);
+		if (given_up)
+			WRITE_ONCE(s->gen, s->gen + 1);
+	}
+	spin_unlock(&c->lock);
+	/* What was suspected when the read failed may have been looked into before it was bad. */
+	health_suspect(c);
+	return given_up;
 }
 
 /* Takes what is durably FREE back into the pool. Sleeps until its readers have gone. */

@@ -41,86 +41,152 @@ static void slot_alloc_test(struct kunit *test)
 	spin_unlock(&c->lock);
 }
 
-/* A slot is in the pool only after its FREE record was handed out and that commit is durable. */
-static void slot_free_test(struct kunit *test)
+enum slot_step {
+	END,
+	FILL,		/* taken out of the pool */
+	UNFILL,		/* that came to nothing */
+	CLEAN,
+	FREE,
+	UNREADABLE,
+	UNWRITABLE,
+	LAST_GEN,	/* it was used as often as can be */
+	TAKE,		/* the store takes its record into a commit */
+	DURABLE,	/* which is durable */
+	FAIL,		/* or has failed */
+	RECLAIM,
+};
+
+#define NO_RECORD	0xff
+
+/*
+ * A slot is in the pool only after its FREE record was handed out, and that commit is durable.
+ * @record: what TAKE gets
+ */
+static const struct {
+	const char *what;
+	struct {
+		u8 step, state, record;
+	} steps[16];
+	u32 retired;
+} slot_lives[] = {
+	{ "filled, evicted, and filled again", {
+		{ FILL, SLOT_FILLING }, { TAKE, SLOT_FILLING, NO_RECORD }, { CLEAN, SLOT_CLEAN },
+		{ TAKE, SLOT_CLEAN, DEDUP_SLOT_CLEAN }, { TAKE, SLOT_CLEAN, NO_RECORD },
+		{ DURABLE, SLOT_CLEAN }, { FREE, SLOT_FREEING }, { RECLAIM, SLOT_FREEING },
+		{ TAKE, SLOT_FREEING, DEDUP_SLOT_FREE }, { RECLAIM, SLOT_FREEING },
+		{ DURABLE, SLOT_FREEING }, { RECLAIM, SLOT_FREE }, { FILL, SLOT_FILLING },
+		{ UNFILL, SLOT_FREE } } },
+	{ "what was to be filled is free at once", {
+		{ FILL, SLOT_FILLING }, { UNFILL, SLOT_FREE }, { TAKE, SLOT_FREE, NO_RECORD } } },
+	{ "freed before its CLEAN record is handed out: there is one record", {
+		{ FILL, SLOT_FILLING }, { CLEAN, SLOT_CLEAN }, { FREE, SLOT_FREEING },
+		{ TAKE, SLOT_FREEING, DEDUP_SLOT_FREE }, { TAKE, SLOT_FREEING, NO_RECORD },
+		{ DURABLE, SLOT_FREEING }, { RECLAIM, SLOT_FREE } } },
+	{ "freed while its CLEAN record is in a commit: that commit is not enough", {
+		{ FILL, SLOT_FILLING }, { CLEAN, SLOT_CLEAN },
+		{ TAKE, SLOT_CLEAN, DEDUP_SLOT_CLEAN }, { FREE, SLOT_FREEING },
+		{ DURABLE, SLOT_FREEING }, { RECLAIM, SLOT_FREEING },
+		{ TAKE, SLOT_FREEING, DEDUP_SLOT_FREE }, { DURABLE, SLOT_FREEING },
+		{ RECLAIM, SLOT_FREE } } },
+	{ "the commit of its FREE record fails", {
+		{ FILL, SLOT_FILLING }, { CLEAN, SLOT_CLEAN }, { FREE, SLOT_FREEING },
+		{ TAKE, SLOT_FREEING, DEDUP_SLOT_FREE }, { FAIL, SLOT_FREEING },
+		{ RECLAIM, SLOT_FREEING } } },
+	{ "its generations are used up", {
+		{ FILL, SLOT_FILLING }, { LAST_GEN, SLOT_FILLING }, { CLEAN, SLOT_CLEAN },
+		{ FREE, SLOT_FREEING }, { TAKE, SLOT_FREEING, DEDUP_SLOT_FREE },
+		{ DURABLE, SLOT_FREEING }, { RECLAIM, SLOT_FREE } }, 1 },
+	{ "it cannot be written", {
+		{ FILL, SLOT_FILLING }, { UNWRITABLE, SLOT_FILLING }, { UNFILL, SLOT_FREE } }, 1 },
+	{ "it cannot be read", {
+		{ FILL, SLOT_FILLING }, { CLEAN, SLOT_CLEAN }, { UNREADABLE, SLOT_FREEING },
+		{ UNREADABLE, SLOT_FREEING }, { TAKE, SLOT_FREEING, DEDUP_SLOT_FREE },
+		{ DURABLE, SLOT_FREEING }, { RECLAIM, SLOT_FREE } }, 1 },
+};
+
+/* Returns what TAKE gets. */
+static u8 slot_step(struct kunit *test, struct cache *c, u32 n, enum slot_step step)
 {
-	struct cache *c = fake_cache(test, 18);
+	static const u8 fp[DEDUP_FP_BYTES] = { 5 };
+	u32 gen = c->slots[n].gen;
 	struct dedup_change change;
-	u32 n = fake_alloc_clean(c), gen;
 	u64 seq = c->slots[n].seq;
 
-	KUNIT_ASSERT_TRUE(test, next(c, &change));
-	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_CLEAN);
-	KUNIT_EXPECT_EQ(test, change.slot.seq, c->slots[n].seq);
-	KUNIT_EXPECT_EQ(test, change.slot.fp[0], 5);
-	KUNIT_EXPECT_FALSE(test, next(c, &change));
-	cache_store_ops.committed(c, 1, 0);
-
-	gen = c->slots[n].gen;
-	fake_free(c, n);
-	KUNIT_EXPECT_EQ(test, c->slots[n].gen, gen + 1);
-	slots_reclaim(c);
-	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
-	KUNIT_ASSERT_TRUE(test, next(c, &change));
-	KUNIT_EXPECT_EQ(test, change.index, (u64)n);
-	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_FREE);
-	slots_reclaim(c);
-	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
-	cache_store_ops.committed(c, 2, 0);
-	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
-	slots_reclaim(c);
-	KUNIT_EXPECT_TRUE(test, test_bit(n, c->pool));
-	KUNIT_EXPECT_EQ(test, (int)c->slots[n].state, SLOT_FREE);
-	/* Its next life has another name. */
-	KUNIT_ASSERT_EQ(test, fake_alloc(c, SLOT_FILLING, n), n);
-	KUNIT_EXPECT_GT(test, c->slots[n].seq, seq);
-	spin_lock(&c->lock);
-	slot_unalloc(c, n);
-	spin_unlock(&c->lock);
+	switch (step) {
+	case FILL:
+		KUNIT_EXPECT_EQ(test, fake_alloc(c, SLOT_FILLING, n), n);
+		/* Each life has another name. */
+		KUNIT_EXPECT_GT(test, c->slots[n].seq, seq);
+		return NO_RECORD;
+	case UNFILL:
+		spin_lock(&c->lock);
+		slot_unalloc(c, n);
+		spin_unlock(&c->lock);
+		return NO_RECORD;
+	case CLEAN:
+		spin_lock(&c->lock);
+		slot_make_clean(c, n, fp);
+		spin_unlock(&c->lock);
+		return NO_RECORD;
+	case FREE:
+		fake_free(c, n);
+		/* Entries that name it are dead. */
+		KUNIT_EXPECT_EQ(test, c->slots[n].gen, gen + 1);
+		return NO_RECORD;
+	case UNREADABLE:
+		KUNIT_EXPECT_TRUE(test, slot_unreadable(c, n));
+		return NO_RECORD;
+	case UNWRITABLE:
+		slots_bad(c, n, 1);
+		return NO_RECORD;
+	case LAST_GEN:
+		c->slots[n].gen = ENTRY_GEN_MAX - 1;
+		return NO_RECORD;
+	case TAKE:
+		if (!next(c, &change))
+			return NO_RECORD;
+		KUNIT_EXPECT_EQ(test, change.index, (u64)n);
+		KUNIT_EXPECT_EQ(test, change.slot.seq, seq);
+		if (change.slot.state == DEDUP_SLOT_CLEAN)
+			KUNIT_EXPECT_EQ(test, change.slot.fp[0], 5);
+		return change.slot.state;
+	case DURABLE:
+	case FAIL:
+		cache_store_ops.committed(c, 1, step == FAIL ? -EIO : 0);
+		return NO_RECORD;
+	case RECLAIM:
+		slots_reclaim(c);
+		return NO_RECORD;
+	case END:
+		break;
+	}
+	return NO_RECORD;
 }
 
-/* A CLEAN record that was not handed out yet is overtaken by its FREE record, once. */
-static void slot_pending_test(struct kunit *test)
+static void slot_life_test(struct kunit *test)
 {
-	struct cache *c = fake_cache(test, 18);
-	struct dedup_change change;
-	u32 n = fake_alloc_clean(c);
+	const u32 n = 100;
+	unsigned int i, s;
 
-	fake_free(c, n);
-	KUNIT_EXPECT_EQ(test, fake_take_all(c, &change), 1U);
-	KUNIT_EXPECT_EQ(test, (int)change.slot.state, DEDUP_SLOT_FREE);
-	cache_store_ops.committed(c, 1, 0);
-	slots_reclaim(c);
-	KUNIT_EXPECT_TRUE(test, test_bit(n, c->pool));
-}
+	for (i = 0; i < ARRAY_SIZE(slot_lives); i++) {
+		struct cache *c = fake_cache(test, 18);
 
-static void slot_failed_store_test(struct kunit *test)
-{
-	struct cache *c = fake_cache(test, 18);
-	struct dedup_change change;
-	u32 n = fake_alloc_clean(c);
+		for (s = 0; slot_lives[i].steps[s].step; s++) {
+			u8 record = slot_step(test, c, n, slot_lives[i].steps[s].step);
+			u8 state = slot_lives[i].steps[s].state;
 
-	fake_free(c, n);
-	fake_take_all(c, &change);
-	cache_store_ops.committed(c, 1, -EIO);
-	slots_reclaim(c);
-	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
-	KUNIT_EXPECT_EQ(test, c->error, -EIO);
-}
-
-static void slot_retire_test(struct kunit *test)
-{
-	struct cache *c = fake_cache(test, 18);
-	struct dedup_change change;
-	u32 n = fake_alloc_clean(c);
-
-	c->slots[n].gen = ENTRY_GEN_MAX - 1;
-	fake_free(c, n);
-	fake_take_all(c, &change);
-	cache_store_ops.committed(c, 1, 0);
-	slots_reclaim(c);
-	KUNIT_EXPECT_FALSE(test, test_bit(n, c->pool));
-	KUNIT_EXPECT_EQ(test, c->nr_retired, 1U);
+			if (slot_lives[i].steps[s].step == TAKE)
+				KUNIT_EXPECT_EQ_MSG(test, record, slot_lives[i].steps[s].record,
+						    "%s: step %u", slot_lives[i].what, s);
+			KUNIT_EXPECT_EQ_MSG(test, c->slots[n].state, state, "%s: step %u",
+					    slot_lives[i].what, s);
+			KUNIT_EXPECT_EQ_MSG(test, test_bit(n, c->pool),
+					    state == SLOT_FREE && !slot_lives[i].retired,
+					    "%s: step %u", slot_lives[i].what, s);
+		}
+		KUNIT_EXPECT_EQ_MSG(test, c->nr_retired, slot_lives[i].retired, "%s",
+				    slot_lives[i].what);
+	}
 }
 
 /* ---- references ---- */
@@ -363,23 +429,46 @@ static void overlay_load_test(struct kunit *test)
 	}
 }
 
+static const struct {
+	const char *what;
+	u64 index, id, size, counter;
+	bool long_name;
+	int want;
+} volume_loads[] = {
+	{ "a good one", 0, 1, 1 << 20, 2, false, 0 },
+	{ "with a cut that is closed", DM_DEDUP_MAX_VOLUMES - 1, 1, 1 << 20, 3, false, 0 },
+	{ "the counter is at the committed cut", 0, 1, 1 << 20, 1, false, -EUCLEAN },
+	{ "with two cuts that are closed", 0, 1, 1 << 20, 4, false, -EUCLEAN },
+	{ "a name without an end", 0, 1, 1 << 20, 2, true, -EUCLEAN },
+	{ "beyond the table", DM_DEDUP_MAX_VOLUMES, 1, 1 << 20, 2, false, -EUCLEAN },
+	{ "of no volume", 0, 0, 1 << 20, 2, false, -EUCLEAN },
+	{ "of no size", 0, 1, 0, 2, false, -EUCLEAN },
+	{ "of half a sector", 0, 1, (1 << 20) + 256, 2, false, -EUCLEAN },
+	{ "of more than there can be", 0, 1, DEDUP_MAX_SIZE + 512, 2, false, -EUCLEAN },
+};
+
 static void volume_load_test(struct kunit *test)
 {
-	struct dedup_volume_rec good = {
-		.id = 1, .size = 1 << 20, .cut_counter = 2, .committed_cut = 1, .name = "a",
-	};
-	struct cache *c = fake_cache(test, 18);
-	struct dedup_volume_rec rec = good;
+	unsigned int i;
 
-	rec.cut_counter = 1;
-	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &rec), -EUCLEAN);
-	rec.cut_counter = 4;
-	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &rec), -EUCLEAN);
-	rec = good;
-	memset(rec.name, 'x', sizeof(rec.name));
-	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &rec), -EUCLEAN);
-	KUNIT_EXPECT_EQ(test, volume_load(c, DM_DEDUP_MAX_VOLUMES, &good), -EUCLEAN);
-	KUNIT_EXPECT_EQ(test, volume_load(c, 0, &good), 0);
+	for (i = 0; i < ARRAY_SIZE(volume_loads); i++) {
+		struct dedup_volume_rec rec = {
+			.id = volume_loads[i].id, .size = volume_loads[i].size,
+			.cut_counter = volume_loads[i].counter, .committed_cut = 1, .name = "a",
+		};
+		struct cache *c = fake_cache(test, 18);
+
+		if (volume_loads[i].long_name)
+			memset(rec.name, 'x', sizeof(rec.name));
+		KUNIT_EXPECT_EQ_MSG(test, volume_load(c, volume_loads[i].index, &rec),
+				    volume_loads[i].want, "%s", volume_loads[i].what);
+		/* A second one of this id or image is not this disk's. */
+		if (!volume_loads[i].want)
+			KUNIT_EXPECT_EQ_MSG(test, volume_load(c, 1, &rec), -EUCLEAN, "%s",
+					    volume_loads[i].what);
+		KUNIT_EXPECT_EQ_MSG(test, c->nr_volumes, (unsigned int)!volume_loads[i].want, "%s",
+				    volume_loads[i].what);
+	}
 }
 
 /* Opening a cache without memory: every allocation of the load fails once. */
@@ -391,15 +480,14 @@ static void load_nomem_test(struct kunit *test)
 	struct dedup_slot_rec slot = {
 		.state = DEDUP_SLOT_DIRTY, .seq = 9, .block = 1, .cut = 2, .bitmap = { 1 },
 	};
-	unsigned int nth, failed = 0;
+	unsigned int nth = 1, again = 0, failed = 0;
 	struct volume *vol;
 	struct cache *c;
 	bool hit = true;
 	u64 before;
 	int r;
 
-	/* (The leak checker allocates, too, and does without if need be.) */
-	for (nth = 1; hit; nth++) {
+	for (; hit; fake_fail_next(&nth, &again, r)) {
 		KUNIT_ASSERT_LT(test, nth, 50U);
 		c = fake_cache(test, 12);
 		if (!fake_fail_alloc(nth))
@@ -441,13 +529,13 @@ static void load_nomem_test(struct kunit *test)
 static void slots_nomem_test(struct kunit *test)
 {
 	struct cache *c = kunit_kzalloc(test, sizeof(*c), GFP_KERNEL);
-	unsigned int nth, failed = 0;
+	unsigned int nth = 1, again = 0, failed = 0;
 	bool hit = true;
 	int r;
 
 	KUNIT_ASSERT_NOT_NULL(test, c);
 	c->nr_slots = FAKE_SLOTS;
-	for (nth = 1; hit; nth++) {
+	for (; hit; fake_fail_next(&nth, &again, r)) {
 		KUNIT_ASSERT_LT(test, nth, 100U);
 		if (!fake_fail_alloc(nth))
 			kunit_skip(test, "allocations that may sleep do not fail here");
@@ -463,10 +551,7 @@ static void slots_nomem_test(struct kunit *test)
 
 static struct kunit_case slot_cases[] = {
 	KUNIT_CASE(slot_alloc_test),
-	KUNIT_CASE(slot_free_test),
-	KUNIT_CASE(slot_pending_test),
-	KUNIT_CASE(slot_failed_store_test),
-	KUNIT_CASE(slot_retire_test),
+	KUNIT_CASE(slot_life_test),
 	KUNIT_CASE(inflight_test),
 	KUNIT_CASE(load_nomem_test),
 	KUNIT_CASE(slots_nomem_test),

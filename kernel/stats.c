@@ -24,6 +24,7 @@ static void volume_sum(struct volume *vol, struct volume_stats *sum)
 		sum->read_misses += s->read_misses;
 		sum->write_hits += s->write_hits;
 		sum->write_opens += s->write_opens;
+		sum->write_zero += s->write_zero;
 		sum->deferred += s->deferred;
 		sum->flushes += s->flushes;
 		sum->commits += s->commits;
@@ -37,7 +38,7 @@ u64 volume_ios(struct volume *vol)
 
 	volume_sum(vol, &sum);
 	return sum.read_base + sum.read_overlay + sum.read_zero + sum.read_misses +
-	       sum.write_hits + sum.write_opens;
+	       sum.write_hits + sum.write_opens + sum.write_zero;
 }
 
 /* A miss was answered after @us microseconds. */
@@ -124,8 +125,9 @@ static unsigned int emit_totals(const struct totals *t, char *result, unsigned i
 	DMEMIT(" read_hits=%llu read_base=%llu read_overlay=%llu read_zero=%llu read_misses=%llu",
 	       s->read_base + s->read_overlay + s->read_zero, s->read_base, s->read_overlay,
 	       s->read_zero, s->read_misses);
-	DMEMIT(" write_hits=%llu write_opens=%llu deferred=%llu flushes=%llu flush_commits=%llu",
-	       s->write_hits, s->write_opens, s->deferred, s->flushes, s->commits);
+	DMEMIT(" write_hits=%llu write_opens=%llu write_zero=%llu deferred=%llu flushes=%llu",
+	       s->write_hits, s->write_opens, s->write_zero, s->deferred, s->flushes);
+	DMEMIT(" flush_commits=%llu", s->commits);
 	DMEMIT(" from_peer=%llu from_data=%llu from_unknown=%llu mapped=%llu mapped_zero=%llu",
 	       f->from[DM_DEDUP_SOURCE_PEER], f->from[DM_DEDUP_SOURCE_DATA],
 	       f->from[DM_DEDUP_SOURCE_UNKNOWN], f->mapped, f->zero);
@@ -298,6 +300,11 @@ static int cache_evict(struct cache *c, const char *arg)
 
 	if (kstrtouint(arg, 10, &nr))
 		return -EINVAL;
+	/* What would be freed could not be used again, and is all that can still be read. */
+	if (dedup_store_error(c->store))
+		return dedup_store_error(c->store);
+	if (READ_ONCE(c->error))
+		return READ_ONCE(c->error);
 	evict_now(c, nr);
 	return dedup_store_sync(c->store);
 }

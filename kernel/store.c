@@ -41,12 +41,15 @@ struct dedup_store {
 
 	atomic64_t wanted;		/* the last sequence given to a caller of commit */
 	u64 durable;			/* written by the commit worker; read anywhere */
-	int error;			/* set once */
+	int error;			/* set once, by the commit worker */
+	bool flush_failed;		/* somebody else's; set once, anywhere */
 	wait_queue_head_t waiters;	/* on durable and error */
 
-	struct workqueue_struct *wq;
+	/* Two, each with a thread for times without memory: commit_work may wait for ckpt_work. */
+	struct workqueue_struct *wq, *ckpt_wq;
 	struct delayed_work commit_work;
 	struct work_struct ckpt_work;
+	bool closing;			/* no checkpoint begins but for want of room */
 	enum ckpt_state ckpt;
 	int ckpt_error;			/* published by ckpt == CKPT_WRITTEN */
 	struct completion ckpt_written;
@@ -64,8 +67,9 @@ static void do_checkpoint(struct work_struct *work)
 		DMERR("checkpoint: %s", why.text);
 	/* Tables and ckpt_error. Pairs with the acquire in finish_checkpoint(). */
 	smp_store_release(&s->ckpt, CKPT_WRITTEN);
-	complete(&s->ckpt_written);
+	/* Before whoever waits goes on: when the commit worker has ended, nothing wakes it any more. */
 	mod_delayed_work(s->wq, &s->commit_work, 0);
+	complete(&s->ckpt_written);
 }
 
 static void begin_checkpoint(struct dedup_store *s)
@@ -73,7 +77,13 @@ static void begin_checkpoint(struct dedup_store *s)
 	dedup_ledger_freeze(&s->ledger);
 	reinit_completion(&s->ckpt_written);
 	WRITE_ONCE(s->ckpt, CKPT_WRITING);
-	queue_work(s->wq, &s->ckpt_work);
+	queue_work(s->ckpt_wq, &s->ckpt_work);
+}
+
+/* Before something is made durable that relies on what was written before, and after. */
+static int flush_result(struct dedup_store *s)
+{
+	return READ_ONCE(s->flush_failed) ? -EIO : 0;
 }
 
 static int finish_checkpoint(struct dedup_store *s)
@@ -84,6 +94,8 @@ static int finish_checkpoint(struct dedup_store *s)
 	if (smp_load_acquire(&s->ckpt) != CKPT_WRITTEN)
 		return 0;
 	r = s->ckpt_error;
+	if (!r)
+		r = flush_result(s);
 	if (!r)
 		r = dedup_ledger_finish(&s->ledger);
 	WRITE_ONCE(s->ckpt, CKPT_IDLE);
@@ -125,7 +137,7 @@ static int commit_pending(struct dedup_store *s, bool flush)
 	int r;
 
 	do {
-		r = make_room(s);
+		r = flush_result(s) ?: make_room(s);
 		if (r)
 			return r;
 		start = ktime_get();
@@ -138,7 +150,7 @@ static int commit_pending(struct dedup_store *s, bool flush)
 	} while (more);
 	if (flush && !written)
 		r = s->disk.ops->flush(s->disk.ctx);
-	return r;
+	return r ?: flush_result(s);
 }
 
 static void store_fail(struct dedup_store *s, int error)
@@ -179,7 +191,8 @@ static void do_commit(struct work_struct *work)
 		s->ops->committed(s->ctx, target, r);
 		return;
 	}
-	if (s->ckpt == CKPT_IDLE && dedup_ledger_wants_checkpoint(&s->ledger))
+	if (!READ_ONCE(s->closing) && s->ckpt == CKPT_IDLE &&
+	    dedup_ledger_wants_checkpoint(&s->ledger))
 		begin_checkpoint(s);
 }
 
@@ -212,7 +225,13 @@ u64 dedup_store_durable(struct dedup_store *s)
 
 int dedup_store_error(struct dedup_store *s)
 {
-	return READ_ONCE(s->error);
+	return READ_ONCE(s->error) ?: flush_result(s);
+}
+
+void dedup_store_flush_failed(struct dedup_store *s)
+{
+	WRITE_ONCE(s->flush_failed, true);
+	dedup_store_commit(s);
 }
 
 int dedup_store_probe(struct dedup_store *s)
@@ -318,8 +337,10 @@ report:
 	return r;
 }
 
-struct dedup_store *dedup_store_open(struct block_device *bdev, u64 dev_sectors,
-				     const struct dedup_store_ops *ops, void *ctx, char **error)
+/* On @bdev, or, for tests, on @disk. */
+static struct dedup_store *store_open(struct block_device *bdev, u64 dev_sectors,
+				      const struct dedup_disk *disk,
+				      const struct dedup_store_ops *ops, void *ctx, char **error)
 {
 	struct dedup_store *s = kzalloc(sizeof(*s), GFP_KERNEL);
 	int r = -ENOMEM;
@@ -332,12 +353,19 @@ struct dedup_store *dedup_store_open(struct block_device *bdev, u64 dev_sectors,
 	init_completion(&s->ckpt_written);
 	INIT_DELAYED_WORK(&s->commit_work, do_commit);
 	INIT_WORK(&s->ckpt_work, do_checkpoint);
-	s->wq = alloc_workqueue("dedup-store", WQ_MEM_RECLAIM | WQ_UNBOUND, 2);
+	s->wq = alloc_workqueue("dedup-store", WQ_MEM_RECLAIM | WQ_UNBOUND, 1);
 	if (!s->wq)
 		goto free_store;
-	r = dedup_bdev_init(&s->bdev, bdev, dev_sectors, &s->disk);
-	if (r)
+	s->ckpt_wq = alloc_workqueue("dedup-ckpt", WQ_MEM_RECLAIM | WQ_UNBOUND, 1);
+	if (!s->ckpt_wq)
 		goto destroy_wq;
+	if (disk) {
+		s->disk = *disk;
+	} else {
+		r = dedup_bdev_init(&s->bdev, bdev, dev_sectors, &s->disk);
+		if (r)
+			goto destroy_ckpt_wq;
+	}
 	r = open_ledger(s);
 	if (r)
 		goto exit_bdev;
@@ -345,6 +373,8 @@ struct dedup_store *dedup_store_open(struct block_device *bdev, u64 dev_sectors,
 
 exit_bdev:
 	dedup_bdev_exit(&s->bdev);
+destroy_ckpt_wq:
+	destroy_workqueue(s->ckpt_wq);
 destroy_wq:
 	destroy_workqueue(s->wq);
 free_store:
@@ -354,13 +384,29 @@ out:
 	return ERR_PTR(r);
 }
 
+struct dedup_store *dedup_store_open(struct block_device *bdev, u64 dev_sectors,
+				     const struct dedup_store_ops *ops, void *ctx, char **error)
+{
+	return store_open(bdev, dev_sectors, NULL, ops, ctx, error);
+}
+
+#if IS_ENABLED(CONFIG_KUNIT)
+struct dedup_store *dedup_store_open_disk(const struct dedup_disk *disk,
+					  const struct dedup_store_ops *ops, void *ctx,
+					  char **error)
+{
+	return store_open(NULL, 0, disk, ops, ctx, error);
+}
+#endif
+
 void dedup_store_close(struct dedup_store *s)
 {
 	struct dedup_why why = { "" };
 	int r;
 
 	dedup_store_sync(s);
-	/* The commit worker may begin a checkpoint, and that wakes the commit worker once more. */
+	/* A checkpoint may be under way, and wakes the commit worker when it has ended: the last time. */
+	WRITE_ONCE(s->closing, true);
 	cancel_delayed_work_sync(&s->commit_work);
 	flush_work(&s->ckpt_work);
 	cancel_delayed_work_sync(&s->commit_work);
@@ -371,6 +417,7 @@ void dedup_store_close(struct dedup_store *s)
 		if (r)
 			DMERR("the last checkpoint failed (%d): %s", r, why.text);
 	}
+	destroy_workqueue(s->ckpt_wq);
 	destroy_workqueue(s->wq);
 	dedup_ledger_close(&s->ledger);
 	dedup_bdev_exit(&s->bdev);

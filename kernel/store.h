@@ -22,6 +22,7 @@
 #include "record.h"
 
 struct block_device;
+struct dedup_disk;
 struct dedup_store;
 
 /**
@@ -83,6 +84,11 @@ struct dedup_store *dedup_store_open(struct block_device *bdev, u64 dev_sectors,
 				     const struct dedup_store_ops *ops, void *ctx, char **error);
 void dedup_store_close(struct dedup_store *store);	/* commits what is pending, checkpoints */
 
+/* For KUnit suites: the same on any disk, of which a copy is kept. */
+struct dedup_store *dedup_store_open_disk(const struct dedup_disk *disk,
+					  const struct dedup_store_ops *ops, void *ctx,
+					  char **error);
+
 const struct dedup_store_info *dedup_store_info(struct dedup_store *store);
 
 /**
@@ -103,10 +109,17 @@ void dedup_store_kick(struct dedup_store *store);
 /* Highest durable commit. Any context. Pairs with the release before ->committed(). */
 u64 dedup_store_durable(struct dedup_store *store);
 
+/*
+ * A flush of the disk that was not the store's has failed: what the disk had not written yet may be
+ * gone, and what names it must not be made durable. The store fails with its next commit, which is
+ * asked for now. Any context.
+ */
+void dedup_store_flush_failed(struct dedup_store *store);
+
 /* Can the disk still be read? 0 or a negative errno. Writes nothing. May sleep. */
 int dedup_store_probe(struct dedup_store *store);
 
-/* 0, or the negative errno that made the store read-only. */
+/* 0, or the negative errno that made the store read-only, or is about to. Any context. */
 int dedup_store_error(struct dedup_store *store);
 
 #endif

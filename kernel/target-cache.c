@@ -4,7 +4,7 @@
  *
  * A cache lives as long as a table of its device or a volume uses it. Where the device's table
  * was replaced by force, the volumes keep the cache and hold the disk; the disk cannot be
- * opened a second time until they have gone.
+ * opened a second time until they have gone, nor the device be the cache on another disk.
  */
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -13,7 +13,12 @@
 
 #define WINDOW_EDGE	(SZ_1M >> SECTOR_SHIFT)	/* read as zeros at both ends */
 
-static DEFINE_MUTEX(registry_mutex);
+/*
+ * One cache is opened or closed at a time, and meanwhile no other one: that is I/O, and a disk may
+ * hang. Who only uses a cache that is open takes no more than the registry's mutex.
+ */
+static DEFINE_MUTEX(open_mutex);
+static DEFINE_MUTEX(registry_mutex);	/* the list changes under both */
 static LIST_HEAD(caches);
 
 struct cache_opts {
@@ -34,13 +39,31 @@ struct cache_table {
 
 /* ---- life ---- */
 
-/* From dedup_store_open(), when the geometry is known. */
+/*
+ * The disk may have another name (device-mapper lets all its devices claim one), or this is a copy of
+ * it. Two that write to one journal lose what the other has acknowledged.
+ */
+static bool cache_is_open(const u8 *uuid)
+{
+	struct cache *c;
+
+	/* Both are held to change the list. */
+	lockdep_assert_held(&open_mutex);
+	list_for_each_entry(c, &caches, list)
+		if (!memcmp(c->info->cache_uuid, uuid, sizeof(c->info->cache_uuid)))
+			return true;
+	return false;
+}
+
+/* From dedup_store_open(), when the geometry is known and before anything is written. */
 int cache_prepare(struct cache *c, const struct dedup_store_info *info)
 {
 	int r;
 
 	if (info->nr_slots >= DEDUP_NO_SLOT)
 		return -EINVAL;
+	if (cache_is_open(info->cache_uuid))
+		return -EBUSY;
 	c->info = info;
 	c->nr_slots = info->nr_slots;
 	c->sector_shift = info->block_shift - SECTOR_SHIFT;
@@ -61,6 +84,8 @@ static void cache_free(struct cache *c)
 	slots_exit(c);
 	if (c->wq)
 		destroy_workqueue(c->wq);
+	if (c->io_wq)
+		destroy_workqueue(c->io_wq);
 	bioset_exit(&c->bios);
 	inflight_exit(&c->inflight);
 	bitmap_free(c->indexes);
@@ -88,10 +113,10 @@ static int cache_check_opts(struct cache *c, const struct cache_opts *opts, char
 	u64 now = atomic64_read(&c->memory);
 	u32 low, high;
 
-	if (opts->max_memory < now) {
-		DMERR("the cache takes %llu MiB of memory now, max_memory is %llu MiB",
-		      DIV_ROUND_UP_ULL(now, SZ_1M), opts->max_memory >> 20);
-		*error = "max_memory is less than the cache takes now";
+	if (opts->max_memory < c->max_memory && opts->max_memory < now + MEMORY_FOR_READS) {
+		DMERR("the cache needs %llu MiB of memory now, max_memory is %llu MiB",
+		      DIV_ROUND_UP_ULL(now + MEMORY_FOR_READS, SZ_1M), opts->max_memory >> 20);
+		*error = "max_memory is less than the cache needs now";
 		return -E2BIG;
 	}
 	return cache_marks(c, opts, &low, &high, error);
@@ -113,6 +138,7 @@ static void cache_apply_opts(struct cache *c, const struct cache_opts *opts)
 	c->dirty_age = opts->dirty_age;
 	c->dirty_bytes = opts->dirty_bytes;
 	spin_unlock(&c->lock);
+	memory_unpinned(c);
 	space_kick(c);
 }
 
@@ -141,8 +167,13 @@ static struct cache *cache_alloc(const struct cache_opts *opts)
 	c->dirty_bytes = U64_MAX;
 	c->dirty_age = UINT_MAX;
 	c->indexes = bitmap_zalloc(DM_DEDUP_MAX_VOLUMES, GFP_KERNEL);
+	/*
+	 * Two, each with a thread for times without memory: what runs on the first waits for references,
+	 * and a read that has failed holds one until the second has looked at it.
+	 */
 	c->wq = alloc_workqueue("dm-dedup", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	if (!c->indexes || !c->wq || inflight_init(&c->inflight) ||
+	c->io_wq = alloc_workqueue("dm-dedup-io", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	if (!c->indexes || !c->wq || !c->io_wq || inflight_init(&c->inflight) ||
 	    bioset_init(&c->bios, 64, 0, BIOSET_NEED_BVECS)) {
 		cache_free(c);
 		return NULL;
@@ -165,16 +196,35 @@ static void cache_destroy(struct cache *c)
 	cache_free(c);
 }
 
+static bool cache_put_unless_last(struct cache *c)
+{
+	bool last;
+
+	mutex_lock(&registry_mutex);
+	last = c->ref == 1;
+	if (!last)
+		c->ref--;
+	mutex_unlock(&registry_mutex);
+	return !last;
+}
+
 /* Takes the last commit along and closes the disk, when nobody uses the cache any more. */
 void cache_put(struct cache *c)
 {
+	bool last;
+
+	if (cache_put_unless_last(c))
+		return;
+	/* Until it is closed: the disk is not opened again before. */
+	mutex_lock(&open_mutex);
 	mutex_lock(&registry_mutex);
-	if (!--c->ref) {
-		/* Under the mutex: the disk is not opened again before it is closed. */
+	last = !--c->ref;
+	if (last)
 		list_del(&c->list);
-		cache_destroy(c);
-	}
 	mutex_unlock(&registry_mutex);
+	if (last)
+		cache_destroy(c);
+	mutex_unlock(&open_mutex);
 }
 
 /* The cache whose device @bdev is, with a reference; NULL if it is none. */
@@ -184,7 +234,7 @@ struct cache *cache_get(struct block_device *bdev)
 
 	mutex_lock(&registry_mutex);
 	list_for_each_entry(c, &caches, list) {
-		if (c->md && dm_disk(c->md) == bdev->bd_disk) {
+		if (c->users && dm_disk(c->md) == bdev->bd_disk) {
 			c->ref++;
 			found = c;
 			break;
@@ -214,11 +264,11 @@ static int cache_start(struct cache *c, struct dm_target *ti, const struct cache
 	r = cache_marks(c, opts, &c->low, &c->high, &ti->error);
 	if (r)
 		return r;
-	c->channel = channel_create(c->info->cache_uuid, (u64)c->info->incarnation_nr << 40,
-				    &cache_channel_ops, c);
-	if (IS_ERR(c->channel)) {
-		ti->error = "Cannot create the channel's device: is a cache with this UUID open?";
-		return PTR_ERR(c->channel);
+	r = channel_create(&c->channel, c->info->cache_uuid, (u64)c->info->incarnation_nr << 40,
+			   &cache_channel_ops, c);
+	if (r) {
+		ti->error = "Cannot create the channel's device";
+		return r;
 	}
 	queue_delayed_work(c->wq, &c->tick_work, 0);
 	/*
@@ -246,6 +296,8 @@ static struct cache *cache_open(struct dm_target *ti, struct block_device *bdev,
 		r = PTR_ERR(store);
 		if (r == -E2BIG)
 			ti->error = "Cache needs more memory than max_memory allows: see the kernel's log";
+		else if (r == -EBUSY)
+			ti->error = "This cache is open already: the disk has another name, or is a copy";
 		goto free_cache;
 	}
 	c->store = store;
@@ -266,41 +318,67 @@ free_cache:
 	return ERR_PTR(r);
 }
 
-/* The cache on @bdev for a table of @md: opened now, or the one that its other table has. */
-static struct cache *cache_use(struct dm_target *ti, struct block_device *bdev,
-			       const struct cache_opts *opts)
+static struct cache *cache_use_again(struct dm_target *ti, struct cache *c,
+				     const struct cache_opts *opts)
 {
-	struct mapped_device *md = dm_table_get_md(ti->table);
-	struct cache *c;
 	int r;
+
+	lockdep_assert_held(&registry_mutex);
+	if (!c->users || c->md != dm_table_get_md(ti->table)) {
+		ti->error = "The disk is in use by another cache";
+		return ERR_PTR(-EBUSY);
+	}
+	r = cache_check_window(c, ti) ?: cache_check_opts(c, opts, &ti->error);
+	if (r)
+		return ERR_PTR(r);
+	c->ref++;
+	c->users++;
+	return c;
+}
+
+/* The cache on @bdev that the other table of this device has; NULL if @bdev is not in use. */
+static struct cache *cache_find(struct dm_target *ti, struct block_device *bdev,
+				const struct cache_opts *opts)
+{
+	struct cache *c, *found = NULL;
 
 	mutex_lock(&registry_mutex);
 	list_for_each_entry(c, &caches, list) {
-		if (c->bdev != bdev)
-			continue;
-		if (c->md != md) {
-			ti->error = "The disk is in use by another cache";
-			c = ERR_PTR(-EBUSY);
-		} else {
-			r = cache_check_window(c, ti) ?: cache_check_opts(c, opts, &ti->error);
-			if (r) {
-				c = ERR_PTR(r);
-			} else {
-				c->ref++;
-				c->users++;
-			}
+		if (c->bdev == bdev) {
+			found = cache_use_again(ti, c, opts);
+			break;
 		}
-		goto unlock;
+		/* Its agent reads through this device, and would take the other disk for its own. */
+		if (c->md == dm_table_get_md(ti->table)) {
+			ti->error = "This device is the cache on another disk: clear its other table, or remove its volumes, first";
+			found = ERR_PTR(-EBUSY);
+		}
 	}
-	c = cache_open(ti, bdev, opts);
-	if (!IS_ERR(c)) {
-		c->md = md;
-		c->ref = 1;
-		c->users = 1;
-		list_add(&c->list, &caches);
-	}
-unlock:
 	mutex_unlock(&registry_mutex);
+	return found;
+}
+
+/* The cache on @bdev for a table: opened now, or the one that the device's other table has. */
+static struct cache *cache_use(struct dm_target *ti, struct block_device *bdev,
+			       const struct cache_opts *opts)
+{
+	struct cache *c;
+
+	mutex_lock(&open_mutex);
+	c = cache_find(ti, bdev, opts);
+	if (c)
+		goto unlock;
+	c = cache_open(ti, bdev, opts);
+	if (IS_ERR(c))
+		goto unlock;
+	c->md = dm_table_get_md(ti->table);
+	c->ref = 1;
+	c->users = 1;
+	mutex_lock(&registry_mutex);
+	list_add(&c->list, &caches);
+	mutex_unlock(&registry_mutex);
+unlock:
+	mutex_unlock(&open_mutex);
 	return c;
 }
 
@@ -311,8 +389,7 @@ static void cache_unuse(struct cache *c, struct dm_table *table)
 		c->table = NULL;
 	mutex_unlock(&c->mutex);
 	mutex_lock(&registry_mutex);
-	if (!--c->users)
-		c->md = NULL;
+	c->users--;
 	mutex_unlock(&registry_mutex);
 	cache_put(c);
 }

@@ -4,6 +4,7 @@
  * path; whatever does not hit goes to the volume's worker (fetch.c).
  */
 #include <linux/module.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include "dedup.h"
 
@@ -35,17 +36,35 @@ static struct volume *ti_volume(struct dm_target *ti)
 	return ((struct volume_table *)ti->private)->vol;
 }
 
+/*
+ * The first @len sectors, or the whole bio: of that device-mapper makes no piece, which it would have
+ * to put together again, one clone a time, whenever it is sent back.
+ */
+static void map_accept(struct bio *bio, u32 len)
+{
+	if (len < bio_sectors(bio))
+		dm_accept_partial_bio(bio, len);
+}
+
 /* Hands the bio to the worker, cut down to one block. Its sector is the volume's from now on. */
 static int map_defer(struct volume *vol, struct bio *bio, sector_t sector, u32 len)
 {
-	if (test_bit(VOLUME_REQUEUE, &vol->state))
+	/* volume_send_back() waits for whoever has not seen the suspend. */
+	rcu_read_lock();
+	if (volume_requeues(vol)) {
+		rcu_read_unlock();
 		return DM_MAPIO_REQUEUE;
+	}
 	this_cpu_inc(vol->stats->deferred);
-	dm_accept_partial_bio(bio, min(len, bio_sectors(bio)));
+	map_accept(bio, len);
 	bio->bi_iter.bi_sector = sector;
-	/* It may wait, but not its submitter: nobody needs to try again with a thread. */
-	bio->bi_opf &= ~REQ_NOWAIT;
+	/*
+	 * It may wait, but not its submitter: nobody needs to try again with a thread. Nor can anybody
+	 * poll for it: a piece of it may be all that reaches the disk.
+	 */
+	bio->bi_opf &= ~(REQ_NOWAIT | REQ_POLLED);
 	volume_defer(vol, bio);
+	rcu_read_unlock();
 	return DM_MAPIO_SUBMITTED;
 }
 
@@ -123,7 +142,9 @@ static int map_read(struct volume *vol, struct bio *bio, struct bio_data *bd, se
 			this_cpu_inc(vol->stats->read_base);
 		if (offset + run.len == c->block_sectors && run.len < bio_sectors(bio))
 			run.len += read_extend(vol, block, run.slot, bio_sectors(bio) - run.len);
-		return map_remap(c, bio, run.slot, offset, run.len);
+		map_remap(c, bio, run.slot, offset, run.len);
+		bio_note_read(bio, bd, sector);
+		return DM_MAPIO_REMAPPED;
 	}
 	this_cpu_inc(vol->stats->read_zero);
 	dm_accept_partial_bio(bio, run.len);
@@ -156,14 +177,15 @@ static u32 write_extend(struct volume *vol, u64 block, u32 slot, u32 max)
 }
 
 /*
- * A FUA write to sectors that are valid, of a volume without pending changes, is durable when
- * the disk says so. Any other one completes with a commit, whose preflush covers its data.
+ * On a disk without a volatile cache a FUA write to sectors that are valid, of a volume without
+ * pending changes, is durable when it completes, and so is all that completed before. Any other
+ * completes with a commit, whose preflush covers its data, and theirs.
  */
 static void map_fua(struct volume *vol, struct bio *bio, struct bio_data *bd)
 {
 	struct cache *c = vol->cache;
 	u32 slot = bd->ov->slot, offset = bd->offset, left = bd->sectors;
-	bool valid = true;
+	bool valid = !bdev_write_cache(c->bdev);
 
 	for (; left && valid; slot++, offset = 0) {
 		u32 len = min(left, c->block_sectors - offset);
@@ -194,7 +216,7 @@ static int map_write(struct volume *vol, struct bio *bio, struct bio_data *bd, s
 	planted_delay();
 	if (!ov) {
 		inflight_leave(&c->inflight, bd->epoch);
-		dm_accept_partial_bio(bio, len);
+		map_accept(bio, len);
 		if (!volume_start_write(vol, bio, block, offset))
 			return map_defer(vol, bio, sector, len);
 	} else {
@@ -238,6 +260,7 @@ static int map_flush(struct volume *vol, struct bio *bio)
 		return DM_MAPIO_SUBMITTED;
 	}
 	this_cpu_inc(vol->stats->flushes);
+	bio_data_of(bio)->flags = BIO_FLUSH;
 	bio_set_dev(bio, c->bdev);
 	bio->bi_iter.bi_sector = 0;
 	return DM_MAPIO_REMAPPED;
@@ -267,6 +290,31 @@ static int volume_map(struct dm_target *ti, struct bio *bio)
 	}
 }
 
+/*
+ * A flush that went straight to the disk has ended. If it has failed, what others have written, and
+ * the store is about to name, may be lost, though the store's own next flush succeed. From then on
+ * no flush succeeds: it says nothing about what was lost before. Nor does a write begin, so that
+ * the data that belongs to a failed flush does not follow it.
+ */
+static void flush_ended(struct cache *c, blk_status_t *error)
+{
+	unsigned long flags;
+
+	if (likely(!*error)) {
+		if (unlikely(dedup_store_error(c->store)))
+			*error = BLK_STS_IOERR;
+		return;
+	}
+	if (*error == BLK_STS_AGAIN || *error == BLK_STS_NOTSUPP || *error == BLK_STS_DM_REQUEUE)
+		return;
+	dedup_store_flush_failed(c->store);
+	spin_lock_irqsave(&c->change_lock, flags);
+	if (!c->error)
+		WRITE_ONCE(c->error, -EIO);
+	spin_unlock_irqrestore(&c->change_lock, flags);
+	health_suspect(c);
+}
+
 /* Sets the valid bits before the reference is dropped, and both before anybody hears of it. */
 static int volume_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 {
@@ -275,16 +323,23 @@ static int volume_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *er
 	struct cache *c = vol->cache;
 	u8 flags = bd->flags;
 
-	if (!(flags & BIO_INFLIGHT))
+	if (!(flags & BIO_INFLIGHT)) {
+		if (flags & BIO_FLUSH)
+			flush_ended(c, error);
 		return DM_ENDIO_DONE;
+	}
 	if (unlikely(*error)) {
-		if ((flags & BIO_WRITE) && slot_write_failed(*error))
+		if ((flags & BIO_WRITE) && slot_write_failed(bio, *error))
 			slots_bad(c, bd->ov->slot,
 				  DIV_ROUND_UP(bd->offset + bd->sectors, c->block_sectors));
 		health_suspect(c);
+		if (read_failed(bio, *error))
+			return DM_ENDIO_INCOMPLETE;
 	} else if (flags & BIO_WRITE) {
 		planted_delay();
 		overlay_written(c, bd);
+	} else if (unlikely(flags & BIO_PIECES) && read_goes_on(bio)) {
+		return DM_ENDIO_INCOMPLETE;
 	}
 	bd->flags = 0;
 	inflight_leave(&c->inflight, bd->epoch);
@@ -425,6 +480,7 @@ static int bind_size(struct dm_target *ti, struct volume_table *t, u64 size)
 	t->size = size;
 	if (size <= vol->rec.size)
 		return 0;
+	memory_make_room(vol->cache, volume_leaves(vol->cache, size));
 	t->growth = map_growth_new(vol, size);
 	if (!IS_ERR(t->growth))
 		return 0;
@@ -454,11 +510,14 @@ static int volume_bind(struct dm_target *ti, struct volume_table *t)
 		ti->error = "The table's size is not the image's";
 		goto free_info;
 	}
+	memory_make_room(t->cache, volume_leaves(t->cache, info->size));
 	vol = volume_use(t->cache, info->image, info->size, dm_table_get_md(ti->table));
 	if (IS_ERR(vol)) {
 		r = PTR_ERR(vol);
 		if (r == -EBUSY)
 			ti->error = "The image is attached to another device already";
+		else if (r == -EEXIST)
+			ti->error = "The device has another image: remove it, or clear its inactive table, first";
 		else if (r == -E2BIG)
 			ti->error = "The volume's map takes more than max_memory of the cache allows";
 		else
@@ -560,15 +619,19 @@ static int volume_preresume(struct dm_target *ti)
 {
 	struct volume_table *t = ti->private;
 	struct volume *vol = t->vol;
+	unsigned int noio;
 	int r;
 
 	if (mutex_lock_killable(&vol->mutex))
 		return -EINTR;
+	/* Memory must not wait for writes here: a push that makes room for them takes this mutex. */
+	noio = memalloc_noio_save();
 	r = volume_reshape(vol, t->size);
 	if (!r)
 		r = volume_open(vol, t->name, t->flags, t->agent_timeout);
 	if (!r)
 		r = volume_grow(vol, t->size, t->growth);
+	memalloc_noio_restore(noio);
 	mutex_unlock(&vol->mutex);
 	if (r)
 		DMERR("%s: cannot open the volume: error %d", t->name, r);
@@ -598,10 +661,12 @@ static void volume_presuspend(struct dm_target *ti)
 
 	if (!dm_noflush_suspending(ti))
 		return;
+	WRITE_ONCE(vol->suspended, ti);
+	/* Pairs with the one in volume_requeues(). */
+	smp_mb__before_atomic();
 	set_bit(VOLUME_REQUEUE, &vol->state);
-	/* Pairs with the tests of the bit under the lock by those that park. */
-	volume_return_parked(vol, BLK_STS_DM_REQUEUE);
-	flush_work(&vol->work);
+	/* Pairs with the tests of the bit under the lock by those that park, and in map_defer(). */
+	volume_send_back(vol);
 }
 
 static void volume_presuspend_undo(struct dm_target *ti)

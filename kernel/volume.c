@@ -17,6 +17,7 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
+#include "codec.h"
 #include "dedup.h"
 
 #define LEAF_SHIFT_MIN	9
@@ -63,8 +64,6 @@ free_vol:
 static void volume_free(struct volume *vol)
 {
 	struct cache *c = vol->cache;
-	void *entry;
-	unsigned long i;
 
 	cancel_work_sync(&vol->work);
 	/* A sync may have returned before cache_committed() came to take it off its list. */
@@ -76,8 +75,7 @@ static void volume_free(struct volume *vol)
 		channel_cancel(c->channel, &vol->close_event);
 		channel_cancel(c->channel, &vol->dirty_event);
 	}
-	xa_for_each(&vol->staged, i, entry)
-		kfree(entry);
+	commit_unstage(vol);
 	xa_destroy(&vol->staged);
 	volume_free_map(vol);
 	free_percpu(vol->stats);
@@ -96,7 +94,8 @@ static void volume_unlist(struct volume *vol)
 	struct cache *c = vol->cache;
 
 	lockdep_assert_held(&c->mutex);
-	if (vol->users || vol->rec.id || list_empty(&vol->list))
+	/* Dirty without a record: the store failed when it was given up. Its overlays go with the cache. */
+	if (vol->users || vol->rec.id || vol->nr_dirty || list_empty(&vol->list))
 		return;
 	list_del_init(&vol->list);
 	c->nr_volumes--;
@@ -203,16 +202,31 @@ struct volume *volume_find_name(struct cache *c, const char *name)
 
 /* ---- the map ---- */
 
+static unsigned int map_shape(u64 blocks)
+{
+	unsigned int shift = LEAF_SHIFT_MIN;
+
+	while (blocks >> shift >> TOP_SHIFT_MAX)
+		shift++;
+	return shift;
+}
+
+/* How many leaves a map for @size bytes has, when it is made. */
+u64 volume_leaves(struct cache *c, u64 size)
+{
+	u64 blocks = volume_blocks(c, size);
+
+	return DIV_ROUND_UP_ULL(blocks, 1ULL << map_shape(blocks));
+}
+
 /* Chooses the shape of the map, and makes it without leaves. -E2BIG: max_memory. */
 int volume_make_map(struct volume *vol, u64 size)
 {
 	u64 blocks = volume_blocks(vol->cache, size);
 
-	vol->leaf_shift = LEAF_SHIFT_MIN;
-	while (blocks >> vol->leaf_shift >> TOP_SHIFT_MAX)
-		vol->leaf_shift++;
+	vol->leaf_shift = map_shape(blocks);
 	vol->nr_blocks = blocks;
-	vol->nr_leaves = DIV_ROUND_UP_ULL(blocks, 1ULL << vol->leaf_shift);
+	vol->nr_leaves = volume_leaves(vol->cache, size);
 	vol->rec.size = size;
 	return map_top_alloc(vol->cache, vol->nr_leaves, &vol->top);
 }
@@ -394,13 +408,13 @@ int volume_load(struct cache *c, u64 index, const struct dedup_volume_rec *rec)
 	struct volume *vol;
 	int r = 0;
 
-	if (index >= DM_DEDUP_MAX_VOLUMES || !rec->id || !rec->size ||
-	    rec->cut_counter <= rec->committed_cut ||
-	    rec->cut_counter > rec->committed_cut + 2 ||
-	    strnlen(rec->name, sizeof(rec->name)) == sizeof(rec->name))
+	if (index >= DM_DEDUP_MAX_VOLUMES || dedup_volume_wrong(rec))
 		return -EUCLEAN;
 	mutex_lock(&c->mutex);
-	vol = volume_new(c, rec->image, rec->size);
+	list_for_each_entry(vol, &c->volumes, list)
+		if (match_id(vol, &rec->id) || match_image(vol, rec->image))
+			r = -EUCLEAN;
+	vol = r ? ERR_PTR(r) : volume_new(c, rec->image, rec->size);
 	if (IS_ERR(vol)) {
 		r = PTR_ERR(vol);
 	} else {
@@ -444,20 +458,28 @@ int volume_forget(struct volume *vol)
 	return 0;
 }
 
-/* A record that nobody needs: a closed volume that was only read. */
+/* Has it a record that nobody needs: is it a closed volume that was only read? */
+static bool volume_is_unused(struct volume *vol)
+{
+	bool unused;
+
+	spin_lock(&vol->cache->lock);
+	unused = vol->rec.id && !READ_ONCE(vol->users) &&
+		 !(vol->rec.flags & DEDUP_VOL_GRANTED) && !volume_is_dirty(vol);
+	spin_unlock(&vol->cache->lock);
+	return unused;
+}
+
 static struct volume *volume_find_unused(struct cache *c)
 {
 	struct volume *vol, *found = NULL;
 
 	mutex_lock(&c->mutex);
 	list_for_each_entry(vol, &c->volumes, list) {
-		spin_lock(&c->lock);
-		if (vol->rec.id && !vol->users && !(vol->rec.flags & DEDUP_VOL_GRANTED) &&
-		    !volume_is_dirty(vol))
+		if (volume_is_unused(vol)) {
 			found = vol;
-		spin_unlock(&c->lock);
-		if (found)
 			break;
+		}
 	}
 	if (found)
 		refcount_inc(&found->refs);
@@ -470,13 +492,18 @@ static int volume_reclaim_record(struct cache *c)
 	struct volume *old = volume_find_unused(c);
 	int r = 0;
 
-	if (!old)
+	if (!old) {
+		DMERR("all %u volume records of the cache are in use: release volumes",
+		      DM_DEDUP_MAX_VOLUMES);
 		return -ENOSPC;
+	}
 	/* The opener holds its own volume's mutex: only try, so that the two never wait. */
 	if (!mutex_trylock(&old->mutex)) {
-		r = -EAGAIN;
+		DMERR("a volume that is not used any more is busy: try again");
+		r = -EBUSY;
 	} else {
-		if (!READ_ONCE(old->users))
+		/* Its record may have gone meanwhile, or a grant have come: then there is another one. */
+		if (volume_is_unused(old))
 			r = volume_forget(old);
 		mutex_unlock(&old->mutex);
 	}
@@ -499,11 +526,8 @@ static int volume_take_index(struct volume *vol)
 		if (n < DM_DEDUP_MAX_VOLUMES)
 			break;
 		r = volume_reclaim_record(c);
-		if (r) {
-			DMERR("all %u volume records of the cache are in use: release volumes",
-			      DM_DEDUP_MAX_VOLUMES);
+		if (r)
 			return r;
-		}
 	}
 	vol->index = n;
 	return 0;
@@ -589,9 +613,11 @@ static int grant_check(struct volume *vol, u32 flags, const struct dm_dedup_volu
 		why = "another size than LOOKUP";
 	else if (!flags && (grant->flags & DM_DEDUP_VOL_READONLY))
 		why = "a read-only grant for a writable device: give the option read_only";
+	else if (!(flags & DEDUP_VOL_EPHEMERAL) && (grant->flags & DM_DEDUP_VOL_EPHEMERAL))
+		why = "an ephemeral grant for a table without the option ephemeral";
 	else if (!flags && !grant->flags && !grant->lease_epoch)
 		why = "no lease epoch";
-	else if (grant->committed_cut > U64_MAX - 4)
+	else if (grant->committed_cut > DEDUP_MAX_CUT - 4)
 		why = "an impossible cut";
 	if (!why)
 		return 0;
@@ -650,6 +676,12 @@ static int volume_try_open(struct volume *vol, const char *name, u32 flags, unsi
 		      vol->rec.name);
 		return -ESTALE;
 	}
+	/* What is written to it would never be pushed: only who says so may go on with it. */
+	if (dirty && (vol->rec.flags & DEDUP_VOL_EPHEMERAL) && !(flags & DEDUP_VOL_EPHEMERAL)) {
+		DMERR("%s: was opened ephemeral and not detached: detach it, which gives up what it holds, or open it with the option ephemeral",
+		      vol->rec.name);
+		return -EBUSY;
+	}
 	if (!channel_has_agent(c->channel) && vol->rec.id && !(vol->rec.flags & broken) &&
 	    ((vol->rec.flags & DEDUP_VOL_GRANTED) || (flags & DEDUP_VOL_READONLY)))
 		return 0;
@@ -667,8 +699,8 @@ static int volume_try_open(struct volume *vol, const char *name, u32 flags, unsi
  *
  * Without an agent the grant that the record holds is enough. Drops the mutex while it asks the
  * agent, and asks again when the record has changed meanwhile. Errors: what the agent said;
- * -ETIMEDOUT, -EINTR; -ESTALE: diverged; -EPROTO; -ENOSPC; -EBUSY: it changed again and again;
- * the store's.
+ * -ETIMEDOUT, -EINTR; -ESTALE: diverged; -EPROTO; -ENOSPC; -EBUSY: it changed again and again, or holds
+ * what was written to it as an ephemeral volume, which it shall not be now; the store's.
  */
 int volume_open(struct volume *vol, const char *name, u32 flags, unsigned int timeout)
 {
@@ -693,11 +725,24 @@ int volume_open(struct volume *vol, const char *name, u32 flags, unsigned int ti
 	return r;
 }
 
+static bool device_has_other(struct cache *c, const struct mapped_device *md, const u8 *image)
+{
+	const struct volume *vol;
+
+	lockdep_assert_held(&c->mutex);
+	list_for_each_entry(vol, &c->volumes, list)
+		if (vol->users && vol->md == md &&
+		    memcmp(vol->rec.image, image, sizeof(vol->rec.image)))
+			return true;
+	return false;
+}
+
 /*
  * volume_use - bind a volume to the one device that may have it
  *
  * Returns the image's volume with a reference, made now if need be, or -EBUSY if another
- * device has it, -ENOMEM.
+ * device has it, -EEXIST if this device has another image's, -ENOMEM. (A name may mean another image
+ * than when the device was made: it must not change beneath what is mounted there.)
  */
 struct volume *volume_use(struct cache *c, const u8 *image, u64 size, struct mapped_device *md)
 {
@@ -706,6 +751,10 @@ struct volume *volume_use(struct cache *c, const u8 *image, u64 size, struct map
 
 	/* Memory must not wait for writes here: a push that makes room for them takes this mutex. */
 	mutex_lock(&c->mutex);
+	if (device_has_other(c, md, image)) {
+		vol = ERR_PTR(-EEXIST);
+		goto unlock;
+	}
 	vol = volume_find_image(c, image);
 	if (!vol) {
 		vol = volume_new(c, image, size);

@@ -28,6 +28,7 @@
 
 #define LEAF	 256
 #define AT_ONCE	 256 /* rows of one insertion */
+#define PER_COMMIT (1024 * AT_ONCE)
 #define MAX_BATCH 32
 #define NS	 1000000000.0
 
@@ -56,6 +57,22 @@ static struct fp fp_of(uint64_t i)
 
 /* ---- generating ---- */
 
+static void begin(struct store *s)
+{
+	struct error err = { 0 };
+
+	if (store_begin(s, &err))
+		die("begin", &err);
+}
+
+static void commit(struct store *s)
+{
+	struct error err = { 0 };
+
+	if (store_commit(s, &err))
+		die("commit", &err);
+}
+
 static void insert(struct store *s, const char *sql, const struct val *vals, size_t per_row,
 		   size_t n)
 {
@@ -72,6 +89,11 @@ static void make_blocks(struct store *s)
 	uint64_t i, n;
 
 	for (i = 0; i < nr_blocks; i += n) {
+		/* A transaction's log is as long as what it inserts. */
+		if (i % PER_COMMIT == 0 && i) {
+			commit(s);
+			begin(s);
+		}
 		for (n = 0; n < AT_ONCE && i + n < nr_blocks; n++) {
 			fps[n] = fp_of(i + n);
 			vals[2 * n] = V_INT(0);
@@ -102,6 +124,10 @@ static void make_leaves(struct store *s, struct fp *hashes, uint64_t leaves)
 	size_t len;
 
 	for (j = 0; j < leaves; j++) {
+		if (j % AT_ONCE == 0 && j) {
+			commit(s);
+			begin(s);
+		}
 		make_leaf(j, leaves, &hashes[j], data, &len);
 		row[0] = V_FP(&hashes[j]);
 		row[1] = V_INT(users + (j < extra));
@@ -141,14 +167,14 @@ static void generate(struct store *s, struct fp *hashes, uint64_t leaves)
 {
 	struct error err = { 0 };
 
-	if (store_begin(s, &err))
-		die("begin", &err);
+	begin(s);
 	make_blocks(s);
 	make_leaves(s, hashes, leaves);
 	make_images(s, hashes, leaves);
 	if (store_exec(s, &err, "UPDATE totals SET nodes = nodes + ?1, blocks = blocks + ?2 WHERE "
-		       "slot = 0", V_INT(leaves), V_INT(nr_blocks)) < 0 || store_commit(s, &err))
-		die("commit", &err);
+		       "slot = 0", V_INT(leaves), V_INT(nr_blocks)) < 0)
+		die("totals", &err);
+	commit(s);
 }
 
 /* ---- measuring ---- */

@@ -5,7 +5,8 @@
  *   tests/bench/run swarm_sim                        the small ones, in a minute
  *   tests/bench/run swarm_sim --all                  those of Documentation/bench.rst
  *   tests/bench/run swarm_sim NAME [--seed N]        one; --list names them
- *   tests/bench/run swarm_sim --svg FILE ...         and draws how many hosts were complete when
+ *   tests/bench/run swarm_sim NAME --hosts N --blocks N --block-shift N --slow N --no-racks    another form
+ *   tests/bench/plot FILE.svg                        draws how many hosts were complete when
  *
  * What it models and what not is said in Documentation/bench.rst. Times are simulated: the machine that
  * it runs on makes no difference. They go to build/bench/swarm_sim.json.
@@ -20,11 +21,10 @@
 #include "../sim/swarm.h"
 
 #define MIB	  1048576ULL
-#define MAX_CURVES 12
 
 struct scenario {
 	const char *name, *what;
-	bool small, plot;
+	bool small;
 	void (*set)(struct swarm_params *p);
 };
 
@@ -123,25 +123,21 @@ static void boot_10000(struct swarm_params *p)
 }
 
 static const struct scenario scenarios[] = {
-	{ "boot-100", "100 hosts boot", true, false, boot_100 },
-	{ "copy-300", "300 hosts copy 3 GB", true, false, copy_300 },
-	{ "boot-1000", "1,000 hosts boot", true, true, boot_1000 },
-	{ "boot-1000-no-trace", "the same, the first boot ever: no trace", false, true, boot_1000_cold },
-	{ "boot-1000-no-peers", "the same, from data servers alone", false, true, boot_1000_star },
-	{ "boot-1000-deaths", "the same, 5 % of the hosts die in the first second", false, false,
+	{ "boot-100", "100 hosts boot", true, boot_100 },
+	{ "copy-300", "300 hosts copy 3 GB", true, copy_300 },
+	{ "boot-1000", "1,000 hosts boot", true, boot_1000 },
+	{ "boot-1000-no-trace", "1,000 hosts boot, the first boot ever: no trace", false,
+	  boot_1000_cold },
+	{ "boot-1000-no-peers", "1,000 hosts boot, from data servers alone", false, boot_1000_star },
+	{ "boot-1000-deaths", "1,000 hosts boot, 5 % of them die in the first second", false,
 	  boot_1000_deaths },
-	{ "starts-10000", "10,000 starts on 1,000 hosts", false, true, starts_10000 },
-	{ "boot-10000", "10,000 hosts boot", false, true, boot_10000 },
+	{ "starts-10000", "10,000 starts on 1,000 hosts", false, starts_10000 },
+	{ "boot-10000", "10,000 hosts boot", false, boot_10000 },
 	{ "copy-2600-limited", "2,600 hosts copy 3 GB, links of 300 MB/s, racks not oversubscribed",
-	  false, true, copy_2600 },
-	{ "copy-1000", "1,000 hosts copy 3 GB", false, true, copy_1000 },
-	{ "copy-2600", "2,600 hosts copy 3 GB", false, true, copy_2600_fast },
-	{ "copy-10000", "10,000 hosts copy 300 MB", false, true, copy_10000 },
-};
-
-struct curve {
-	const struct scenario *s;
-	double at[101]; /* seconds, by per cent of the hosts */
+	  false, copy_2600 },
+	{ "copy-1000", "1,000 hosts copy 3 GB", false, copy_1000 },
+	{ "copy-2600", "2,600 hosts copy 3 GB", false, copy_2600_fast },
+	{ "copy-10000", "10,000 hosts copy 300 MB", false, copy_10000 },
 };
 
 static double seconds(const struct swarm_result *r, unsigned int percent)
@@ -151,55 +147,16 @@ static double seconds(const struct swarm_result *r, unsigned int percent)
 	return (double)r->times_ns[MIN(i, r->complete - 1U)] / 1e9;
 }
 
-/* ---- the plot ---- */
+/* What differs from the scenario; 0: nothing. */
+struct form {
+	uint64_t seed;
+	unsigned int hosts, blocks, block_shift, slow_hosts;
+	bool no_racks;
+};
 
-static void svg(const char *path, const struct curve *curves, size_t nr)
+static int run(const struct scenario *s, const struct form *form, FILE *json, bool first)
 {
-	static const char *const colours[] = { "#1b6ca8", "#c8553d", "#588157", "#7b2d8b", "#e09f3e",
-					       "#5c677d", "#d62839", "#14746f", "#8d5524", "#3a0ca3" };
-	const double left = 60, top = 20, width = 560, height = 300;
-	double most = 0;
-	FILE *f = fopen(path, "w");
-	size_t i, k;
-
-	if (!f) {
-		perror(path);
-		exit(1);
-	}
-	for (i = 0; i < nr; i++)
-		most = MAX(most, curves[i].at[100]);
-	fprintf(f, "<!-- SPDX-License-Identifier: GPL-2.0-or-later -->\n"
-		"<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 %d\" font-family=\"sans-serif\" "
-		"font-size=\"12\">\n<rect width=\"640\" height=\"%d\" fill=\"white\"/>\n",
-		(int)(380 + 16 * nr), (int)(380 + 16 * nr));
-	for (i = 0; i <= 4; i++)
-		fprintf(f, "<path d=\"M%g %gh%g\" stroke=\"#ddd\"/><text x=\"52\" y=\"%g\" "
-			"text-anchor=\"end\">%zu %%</text>\n", left, top + height - height * (double)i / 4,
-			width, top + height - height * (double)i / 4 + 4, 25 * i);
-	for (i = 0; i <= 5; i++)
-		fprintf(f, "<text x=\"%g\" y=\"338\" text-anchor=\"middle\">%.1f s</text>\n",
-			left + width * (double)i / 5, most * (double)i / 5);
-	fprintf(f, "<text x=\"340\" y=\"356\" text-anchor=\"middle\">since a host began; hosts that "
-		"were complete</text>\n");
-	for (i = 0; i < nr; i++) {
-		const char *colour = colours[i % ARRAY_SIZE(colours)];
-
-		fprintf(f, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"2\" d=\"M%g %g", colour, left,
-			top + height);
-		for (k = 0; k <= 100; k++)
-			fprintf(f, "L%.1f %.1f", left + width * curves[i].at[k] / most,
-				top + height - height * (double)k / 100);
-		fprintf(f, "\"/>\n<path d=\"M60 %zuh24\" stroke=\"%s\" stroke-width=\"2\"/><text x=\"92\" "
-			"y=\"%zu\">%s</text>\n", 374 + 16 * i, colour, 378 + 16 * i, curves[i].s->what);
-	}
-	fprintf(f, "</svg>\n");
-	fclose(f);
-}
-
-/* ---- runs ---- */
-
-static int run(const struct scenario *s, uint64_t seed, FILE *json, bool first, struct curve *curve)
-{
+	uint64_t seed = form->seed;
 	uint64_t began = clock_mono_ns();
 	struct swarm_params p;
 	struct swarm_result r;
@@ -209,6 +166,20 @@ static int run(const struct scenario *s, uint64_t seed, FILE *json, bool first, 
 	swarm_defaults(&p);
 	p.seed = seed;
 	s->set(&p);
+	p.hosts = form->hosts ? form->hosts : p.hosts;
+	if (form->blocks) {
+		p.touched = p.touched == p.blocks ? form->blocks : MIN(p.touched, form->blocks);
+		p.blocks = form->blocks;
+	}
+	p.state_racks &= !form->no_racks;
+	p.slow_hosts = form->slow_hosts;
+	if (form->block_shift && form->block_shift <= p.block_shift) {
+		p.blocks <<= p.block_shift - form->block_shift;
+		p.touched <<= p.block_shift - form->block_shift;
+		p.depth <<= p.block_shift - form->block_shift;
+		p.think_ns >>= p.block_shift - form->block_shift;
+		p.block_shift = form->block_shift;
+	}
 	err = swarm_run(&p, &r);
 	if (err || !r.complete) {
 		fprintf(stderr, "%s, seed %llu: %u of %u hosts complete: %s\n", s->name,
@@ -225,28 +196,32 @@ static int run(const struct scenario *s, uint64_t seed, FILE *json, bool first, 
 	       (double)(clock_mono_ns() - began) / 1e9, s->what);
 	fflush(stdout);
 	if (json)
-		fprintf(json, "%s\"%s\": {\"seed\": %llu, \"hosts\": %u, \"median_s\": %.3f, \"p99_s\": %.3f, "
-			"\"worst_s\": %.3f, \"data_bytes\": %llu, \"unique_bytes\": %llu, "
+		fprintf(json, "%s\"%s%s%s%s\": {\"seed\": %llu, \"hosts\": %u, \"median_s\": %.3f, "
+			"\"p99_s\": %.3f, \"worst_s\": %.3f, \"data_bytes\": %llu, \"unique_bytes\": %llu, "
 			"\"data_messages\": %llu, \"redirects\": %llu, \"hedges\": %llu, "
-			"\"filter_bytes\": %llu}", first ? "" : ",\n", s->name, (unsigned long long)seed,
+			"\"filter_bytes\": %llu, \"far_share\": %.3f, \"others_worst_s\": %.3f, "
+			"\"racks\": %s, \"what\": \"%s\", \"curve\": [", first ? "" : ",\n", s->name,
+			form->no_racks ? ", no racks" : "", form->slow_hosts ? ", a slow link" : "",
+			form->block_shift ? ", other blocks" : "", (unsigned long long)seed,
 			p.hosts, seconds(&r, 50), seconds(&r, 99), seconds(&r, 100),
 			(unsigned long long)r.data_bytes, (unsigned long long)r.unique_bytes,
 			(unsigned long long)r.data_messages, (unsigned long long)r.data_redirects,
-			(unsigned long long)r.hedges, (unsigned long long)r.filter_bytes);
-	for (i = 0; curve && i <= 100; i++)
-		curve->at[i] = seconds(&r, i);
-	if (curve)
-		curve->s = s;
+			(unsigned long long)r.hedges, (unsigned long long)r.filter_bytes,
+			(double)r.far_bytes / (double)(r.peer_bytes + r.data_bytes),
+			(double)r.others_ns / 1e9, p.state_racks ? "true" : "false", s->what);
+	for (i = 0; json && i <= 100; i++)
+		fprintf(json, "%s%.3f", i ? ", " : "", seconds(&r, i));
+	if (json)
+		fprintf(json, "]}");
 	free(r.times_ns);
 	return 0;
 }
 
 int main(int argc, char **argv)
 {
-	struct curve curves[MAX_CURVES];
-	const char *plot = NULL, *names[32];
-	size_t nr_names = 0, nr_curves = 0, i, k, n = 0;
-	uint64_t seed = 1;
+	const char *names[32];
+	size_t nr_names = 0, i, k, n = 0;
+	struct form form = { .seed = 1 };
 	bool all = false, bad = false;
 	FILE *json;
 	int a;
@@ -255,23 +230,32 @@ int main(int argc, char **argv)
 		if (!strcmp(argv[a], "--all")) {
 			all = true;
 		} else if (!strcmp(argv[a], "--seed") && a + 1 < argc) {
-			seed = strtoull(argv[++a], NULL, 0);
-		} else if (!strcmp(argv[a], "--svg") && a + 1 < argc) {
-			plot = argv[++a];
+			form.seed = strtoull(argv[++a], NULL, 0);
+		} else if (!strcmp(argv[a], "--hosts") && a + 1 < argc) {
+			form.hosts = (unsigned int)strtoul(argv[++a], NULL, 0);
+		} else if (!strcmp(argv[a], "--blocks") && a + 1 < argc) {
+			form.blocks = (unsigned int)strtoul(argv[++a], NULL, 0);
+		} else if (!strcmp(argv[a], "--block-shift") && a + 1 < argc) {
+			form.block_shift = (unsigned int)strtoul(argv[++a], NULL, 0);
+		} else if (!strcmp(argv[a], "--slow") && a + 1 < argc) {
+			form.slow_hosts = (unsigned int)strtoul(argv[++a], NULL, 0);
+		} else if (!strcmp(argv[a], "--no-racks")) {
+			form.no_racks = true;
 		} else if (!strcmp(argv[a], "--list")) {
 			for (i = 0; i < ARRAY_SIZE(scenarios); i++)
 				printf("%-20s %s\n", scenarios[i].name, scenarios[i].what);
 			return 0;
 		} else if (*argv[a] == '-' || nr_names == ARRAY_SIZE(names)) {
 			fprintf(stderr, "usage: swarm_sim [--all | --list | NAME...] [--seed N] "
-				"[--svg FILE]\n");
+				"[--hosts N] [--blocks N] [--block-shift N] [--slow N] "
+				"[--no-racks]\n");
 			return strcmp(argv[a], "--help") ? 2 : 0;
 		} else {
 			names[nr_names++] = argv[a];
 		}
 	}
 	setenv("VMDEDUP_QUIET", "1", 0);
-	printf("seed %llu\n%-20s %6s %6s %6s %6s  %6s  %8s  %9s  %7s  %5s\n", (unsigned long long)seed, "",
+	printf("seed %llu\n%-20s %6s %6s %6s %6s  %6s  %8s  %9s  %7s  %5s\n", (unsigned long long)form.seed, "",
 	       "first", "median", "99 %", "worst", "server", "messages", "copies", "far", "took");
 	json = fopen("build/bench/swarm_sim.json", "w");
 	if (json)
@@ -282,9 +266,7 @@ int main(int argc, char **argv)
 		for (k = 0; k < nr_names; k++)
 			wanted |= !strcmp(names[k], scenarios[i].name);
 		if (wanted)
-			bad |= run(&scenarios[i], seed, json, !n++,
-				   plot && nr_curves < MAX_CURVES && scenarios[i].plot ?
-				   &curves[nr_curves++] : NULL);
+			bad |= run(&scenarios[i], &form, json, !n++);
 	}
 	if (json) {
 		fprintf(json, "}\n");
@@ -294,7 +276,5 @@ int main(int argc, char **argv)
 		fprintf(stderr, "swarm_sim: no such simulation; see --list\n");
 		return 2;
 	}
-	if (plot && !bad)
-		svg(plot, curves, nr_curves);
 	return bad;
 }

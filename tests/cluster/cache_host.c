@@ -14,6 +14,9 @@ struct cache_host {
 	void (*step)(void *arg, const char *name);
 	void *arg;
 	int fd;
+	pthread_mutex_t hold_lock; /* guards: */
+	pthread_cond_t let_go;
+	bool hold;
 };
 
 struct connection {
@@ -41,6 +44,22 @@ static void step(struct cache_host *h, uint32_t verb, const char *when)
 	h->step(h->arg, name);
 }
 
+static void wait_while_held(struct cache_host *h)
+{
+	pthread_mutex_lock(&h->hold_lock);
+	while (h->hold)
+		pthread_cond_wait(&h->let_go, &h->hold_lock);
+	pthread_mutex_unlock(&h->hold_lock);
+}
+
+void cache_host_hold(struct cache_host *h, bool hold)
+{
+	pthread_mutex_lock(&h->hold_lock);
+	h->hold = hold;
+	pthread_cond_broadcast(&h->let_go);
+	pthread_mutex_unlock(&h->hold_lock);
+}
+
 static void publish(struct cache *c, struct wire *w, uint8_t *buf)
 {
 	struct dm_dedup_publish p;
@@ -58,7 +77,7 @@ static void serve_list(struct cache *c, struct wire *w, void *buf)
 
 	if (w->verb == WIRE_LIST_CUT) {
 		size = sizeof(struct dm_dedup_cut_entry);
-		w->r = c->ops->list_cut(c, w->volume, w->cut, &w->cursor, buf, &count);
+		w->r = c->ops->list_cut(c, 1, w->volume, w->cut, &w->cursor, buf, &count);
 	} else if (w->verb == WIRE_LIST_CLEAN) {
 		size = sizeof(struct dm_dedup_clean_entry);
 		w->r = c->ops->list_clean(c, &w->cursor, buf, &count);
@@ -82,7 +101,7 @@ static void serve_call(struct cache *c, struct wire *w, void *buf)
 		w->len = sizeof(struct dm_dedup_hello);
 		return;
 	case WIRE_READ_SLOT:
-		w->r = ops->read_slot(c, w->cursor, buf);
+		w->r = ops->read_slot(c, 1, w->cursor, buf, 1 << WIRE_SHIFT);
 		w->len = 1 << WIRE_SHIFT;
 		return;
 	case WIRE_MAP:
@@ -95,10 +114,11 @@ static void serve_call(struct cache *c, struct wire *w, void *buf)
 		w->r = ops->drop(c, buf, w->count);
 		return;
 	case WIRE_CUT:
-		w->r = ops->cut(c, buf);
+		w->r = ops->cut(c, 1, buf);
 		return;
 	case WIRE_COMMIT:
-		w->r = ops->commit(c, w->volume, w->cut, w->root, w->epoch, buf, w->count, w->flags);
+		w->r = ops->commit(c, 1, w->volume, w->cut, w->root, w->epoch, buf, w->count,
+				   w->flags);
 		return;
 	case WIRE_REPLY:
 		w->r = ops->reply(c, buf);
@@ -168,6 +188,8 @@ static int serve_one(struct connection *n)
 		return wire_io(n->fd, &w, sizeof(w), true);
 	}
 	step(h, w.verb, "");
+	if (w.verb == WIRE_PUBLISH)
+		wait_while_held(h);
 	pthread_rwlock_rdlock(&h->lock);
 	if (w.verb == WIRE_READ)
 		serve_read(h->cache, &w, n->buf);
@@ -238,6 +260,8 @@ struct cache_host *cache_host_new(struct cache *cache, const char *path,
 	h->step = on_step;
 	h->arg = arg;
 	pthread_rwlock_init(&h->lock, NULL);
+	pthread_mutex_init(&h->hold_lock, NULL);
+	pthread_cond_init(&h->let_go, NULL);
 	h->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (h->fd < 0 || bind(h->fd, (struct sockaddr *)&addr, sizeof(addr)) ||
 	    listen(h->fd, 64) || pthread_create(&thread, NULL, accept_all, h)) {

@@ -127,7 +127,7 @@ static int op_drop(struct cache *c, struct dm_dedup_drop *d, size_t count)
 	return entries(WIRE_DROP, d, count, sizeof(*d));
 }
 
-static int op_cut(struct cache *c, struct dm_dedup_cut *cut)
+static int op_cut(struct cache *c, uint64_t of, struct dm_dedup_cut *cut)
 {
 	return entries(WIRE_CUT, cut, 1, sizeof(*cut));
 }
@@ -144,8 +144,8 @@ static int list(struct wire *w, uint64_t *cursor, void *e, size_t *count, size_t
 	return r;
 }
 
-static int op_list_cut(struct cache *c, uint64_t volume, uint64_t cut, uint64_t *cursor,
-		       struct dm_dedup_cut_entry *e, size_t *count)
+static int op_list_cut(struct cache *c, uint64_t of, uint64_t volume, uint64_t cut,
+		       uint64_t *cursor, struct dm_dedup_cut_entry *e, size_t *count)
 {
 	struct wire w = { .verb = WIRE_LIST_CUT, .volume = volume, .cut = cut };
 
@@ -168,8 +168,9 @@ static int op_list_volumes(struct cache *c, uint64_t *cursor, struct dm_dedup_vo
 	return list(&w, cursor, e, count, sizeof(*e));
 }
 
-static int op_commit(struct cache *c, uint64_t volume, uint64_t cut, const uint8_t *root,
-		     uint64_t lease_epoch, struct dm_dedup_replacement *r, size_t count, bool more)
+static int op_commit(struct cache *c, uint64_t of, uint64_t volume, uint64_t cut,
+		     const uint8_t *root, uint64_t lease_epoch, struct dm_dedup_replacement *r,
+		     size_t count, bool more)
 {
 	struct wire w = {
 		.verb = WIRE_COMMIT, .volume = volume, .cut = cut, .epoch = lease_epoch,
@@ -196,8 +197,9 @@ static int op_release(struct cache *c, uint64_t volume, uint64_t lease_epoch, ui
 	return call(&w, NULL, 0, NULL, 0);
 }
 
-static int op_open_slots(struct cache *c)
+static int op_open_slots(struct cache *c, uint64_t *of)
 {
+	*of = 1;
 	return 0;
 }
 
@@ -205,11 +207,11 @@ static void op_close_slots(struct cache *c)
 {
 }
 
-static int op_read_slot(struct cache *c, uint64_t slot, void *buf)
+static int op_read_slot(struct cache *c, uint64_t of, uint64_t slot, void *buf, size_t len)
 {
 	struct wire w = { .verb = WIRE_READ_SLOT, .cursor = slot };
 
-	return call(&w, NULL, 0, buf, 1 << WIRE_SHIFT);
+	return len == 1 << WIRE_SHIFT ? call(&w, NULL, 0, buf, len) : -EINVAL;
 }
 
 static const struct cache_ops socket_ops = {

@@ -56,6 +56,8 @@ static inline int wire_io(int fd, void *buf, size_t len, bool out)
 struct cache_host;
 struct cache_host *cache_host_new(struct cache *cache, const char *path,
 				  void (*step)(void *arg, const char *name), void *arg);
+/* While it is held, PUBLISH waits: the cache takes in no block. Any thread. */
+void cache_host_hold(struct cache_host *h, bool hold);
 /* Another cache in its place: the host was lost with all that it held. No agent may be there. */
 void cache_host_replace(struct cache_host *h, struct cache *cache);
 

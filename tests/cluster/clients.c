@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * clients get|put ENDPOINT CLIENTS BLOCKS: so many clients of one data server at once, each with a
+ * clients get|put|hold ENDPOINT CLIENTS BLOCKS: so many clients of one data server at once, each with a
  * connection of its own. get: all ask for the same BLOCKS blocks (at most 16), which the server has. put:
  * each sends as many of 256 KiB whose content is not what they say, so that the server takes and verifies
- * them, and stores nothing. Prints, as JSON, how many had the right answer and the bytes they got. Exit
+ * them, and stores nothing. hold: each asks for room for as many, and uses none of it; when they have it, the
+ * program waits to be killed. Prints, as JSON, how many had the right answer and the bytes they got. Exit
  * status 1: not all.
  */
 #include <errno.h>
@@ -26,7 +27,7 @@
 #define BLOCK	    (256U << 10)
 
 struct test {
-	bool put;
+	bool put, hold;
 	uint8_t fps[MAX_BLOCKS * FP_SIZE];
 	size_t want, nr, done, whole;
 	uint64_t bytes;
@@ -41,7 +42,9 @@ static void answered(void *arg, int r, struct net_reply *reply)
 	t->done++;
 	if (r)
 		return;
-	if (t->put)
+	if (t->hold)
+		t->whole += reply->header->room >= t->want * BLOCK;
+	else if (t->put)
 		t->whole += !reply->header->error && reply->header->put->n_errors == t->want &&
 			    reply->header->put->errors[0] == EBADMSG;
 	else
@@ -122,6 +125,17 @@ static int submit_put(struct test *t, struct net_client *client)
 	return net_client_submit(client, &req, frames, t->want, WAIT_MS, answered, t);
 }
 
+static int submit_hold(struct test *t, struct net_client *client)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Room room = VMDEDUP__ROOM__INIT;
+
+	room.bytes = room.least = t->want * BLOCK;
+	req.body_case = VMDEDUP__REQUEST__BODY_ROOM;
+	req.room = &room;
+	return net_client_submit(client, &req, NULL, 0, WAIT_MS, answered, t);
+}
+
 static int submit_get(struct test *t, struct net_client *client)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
@@ -138,7 +152,8 @@ static int ask_all(struct test *t)
 	uint64_t end = clock_mono_ns() + WAIT_MS * 1000000ULL;
 
 	for (size_t i = 0; i < t->nr; i++)
-		if (t->put ? submit_put(t, t->clients[i]) : submit_get(t, t->clients[i]))
+		if (t->hold ? submit_hold(t, t->clients[i]) :
+		    t->put ? submit_put(t, t->clients[i]) : submit_get(t, t->clients[i]))
 			return 1;
 	while (t->done < t->nr && clock_mono_ns() < end) {
 		for (size_t i = 0; i < t->nr; i++)
@@ -157,6 +172,7 @@ int main(int argc, char **argv)
 	if (!t || argc != 5)
 		return 2;
 	t->put = !strcmp(argv[1], "put");
+	t->hold = !strcmp(argv[1], "hold");
 	t->nr = strtoul(argv[3], NULL, 10);
 	t->want = strtoul(argv[4], NULL, 10);
 	if (!t->nr || t->nr > MAX_CLIENTS || !t->want || t->want > MAX_BLOCKS)
@@ -168,6 +184,9 @@ int main(int argc, char **argv)
 	r = open_clients(t, argv[2]) ?: find_blocks(t, t->clients[0]) ?: ask_all(t);
 	printf("{\"clients\": %zu, \"whole\": %zu, \"bytes\": %llu}\n", t->nr, t->whole,
 	       (unsigned long long)t->bytes);
+	fflush(stdout);
+	while (t->hold && !r)
+		pause();
 	for (size_t i = 0; i < t->nr; i++)
 		net_client_free(t->clients[i]);
 	for (size_t i = 0; i < ARRAY_SIZE(t->contexts); i++)

@@ -8,18 +8,15 @@
  * The steps are the cache's verbs and the entries of the client library (host_agent.c).
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "base/cleanup.h"
-#include "world.h"
+#include "guest.h"
+#include "strike.h"
 
-#define BLOCKS	  300 /* more than one leaf */
-#define SECTORS	  (BLOCKS * 8)
 #define MAX_STEPS 256
 
 enum how {
@@ -29,31 +26,18 @@ enum how {
 };
 
 struct test {
-	struct world *w;
-	uint32_t ids[SECTORS];
-	uint64_t volume, rng;
-	uint8_t *buf, *seen;
-
-	pthread_mutex_t lock; /* guards all below */
-	pthread_cond_t changed;
+	struct guest g;
+	struct strike strike; /* its lock guards all below */
 	char steps[MAX_STEPS][32];
-	size_t nr_steps, at;
-	struct process *victim; /* at step @break_at */
-	size_t break_at;
-	const char *break_name; /* instead of a number */
+	size_t nr_steps;
+	struct process *victim;
 	enum how how;
-	bool fired, hold;
+	bool hold;
 	struct process *stalled; /* to be killed soon */
 	pthread_t staller;
 	struct fp root;
 	char message[160]; /* the commit's, as the agent told it */
 };
-
-static uint64_t rnd(struct test *t, uint64_t n)
-{
-	t->rng = t->rng * 6364136223846793005ULL + 1442695040888963407ULL;
-	return (t->rng >> 33) % n;
-}
 
 /* ---- steps ---- */
 
@@ -62,34 +46,34 @@ static void *staller_thread(void *arg)
 {
 	struct test *t = arg;
 
-	pthread_mutex_lock(&t->lock);
+	pthread_mutex_lock(&t->strike.lock);
 	for (;;) {
 		struct process *p;
 
 		while (!t->stalled)
-			pthread_cond_wait(&t->changed, &t->lock);
+			pthread_cond_wait(&t->strike.changed, &t->strike.lock);
 		p = t->stalled;
-		pthread_mutex_unlock(&t->lock);
+		pthread_mutex_unlock(&t->strike.lock);
 		poll(NULL, 0, 20);
 		process_restart(p);
-		pthread_mutex_lock(&t->lock);
+		pthread_mutex_lock(&t->strike.lock);
 		t->stalled = NULL;
-		pthread_cond_broadcast(&t->changed);
+		pthread_cond_broadcast(&t->strike.changed);
 	}
 	return NULL;
 }
 
-static void strike(struct test *t, struct process *victim, enum how how)
+static void hit(struct test *t, struct process *victim, enum how how)
 {
 	if (how == KILL) {
 		process_restart(victim);
 		return;
 	}
 	kill(victim->pid, SIGSTOP);
-	pthread_mutex_lock(&t->lock);
+	pthread_mutex_lock(&t->strike.lock);
 	t->stalled = victim;
-	pthread_cond_broadcast(&t->changed);
-	pthread_mutex_unlock(&t->lock);
+	pthread_cond_broadcast(&t->strike.changed);
+	pthread_mutex_unlock(&t->strike.lock);
 }
 
 static void on_step(void *arg, int host, const char *name)
@@ -101,131 +85,81 @@ static void on_step(void *arg, int host, const char *name)
 	if (host)
 		return;
 	if (!strncmp(name, "message ", 8)) {
-		pthread_mutex_lock(&t->lock);
+		pthread_mutex_lock(&t->strike.lock);
 		snprintf(t->message, sizeof(t->message), "%s", name);
-		pthread_mutex_unlock(&t->lock);
+		pthread_mutex_unlock(&t->strike.lock);
 		return;
 	}
-	pthread_mutex_lock(&t->lock);
-	if (t->nr_steps < MAX_STEPS && !t->fired)
+	pthread_mutex_lock(&t->strike.lock);
+	if (t->nr_steps < MAX_STEPS && !t->strike.fired)
 		snprintf(t->steps[t->nr_steps++], sizeof(t->steps[0]), "%s", name);
-	if (!t->fired && t->victim &&
-	    (t->break_name ? !strcmp(name, t->break_name) : t->at == t->break_at)) {
+	if (strike_is(&t->strike, name))
 		victim = t->victim;
-		t->fired = true;
-	}
-	t->at++;
 	hold = t->hold;
-	pthread_mutex_unlock(&t->lock);
+	pthread_mutex_unlock(&t->strike.lock);
 	if (!victim)
 		return;
 	if (hold)
 		process_kill(victim);
 	else
-		strike(t, victim, t->how);
-	pthread_mutex_lock(&t->lock);
-	pthread_cond_broadcast(&t->changed);
-	pthread_mutex_unlock(&t->lock);
+		hit(t, victim, t->how);
+	strike_tell(&t->strike);
 }
 
 static void arm(struct test *t, struct process *victim, size_t at, const char *name, enum how how)
 {
-	pthread_mutex_lock(&t->lock);
-	t->nr_steps = t->at = 0;
+	pthread_mutex_lock(&t->strike.lock);
+	t->nr_steps = 0;
 	t->victim = victim;
-	t->break_at = at;
-	t->break_name = name;
 	t->how = how;
-	t->fired = false;
-	pthread_mutex_unlock(&t->lock);
+	pthread_mutex_unlock(&t->strike.lock);
+	strike_arm(&t->strike, at, name);
 }
 
 /* True: the step was there. */
 static bool disarm(struct test *t)
 {
-	bool fired;
-
-	pthread_mutex_lock(&t->lock);
+	pthread_mutex_lock(&t->strike.lock);
 	while (t->stalled)
-		pthread_cond_wait(&t->changed, &t->lock);
-	fired = t->fired;
-	t->victim = NULL;
+		pthread_cond_wait(&t->strike.changed, &t->strike.lock);
 	t->hold = false;
-	pthread_mutex_unlock(&t->lock);
-	return fired;
+	pthread_mutex_unlock(&t->strike.lock);
+	return strike_disarm(&t->strike);
 }
 
 /* ---- the guest ---- */
 
-static void write_ids(struct test *t, uint64_t first, uint64_t count)
-{
-	int r;
-
-	content_fill(t->buf, t->ids, first, count);
-	r = cache_file_write(t->w->hosts[0].cache, t->volume, first * 512, t->buf, count * 512);
-	if (r)
-		die("write: %s", strerror(-r));
-}
-
-static void set(struct test *t, uint64_t first, uint64_t count, uint32_t id)
-{
-	for (uint64_t s = first; s < first + count; s++)
-		t->ids[s] = id;
-	write_ids(t, first, count);
-}
-
 /* What a push has to tell apart: new blocks, a part of one, zeros, content that is known, content
  * twice in one cut, and what was there already. */
-static void write_some(struct test *t)
+static void write_some(struct guest *g)
 {
-	uint64_t n = rnd(t, BLOCKS - 20);
-	uint32_t id = 1000000 + (uint32_t)rnd(t, 1000000000);
+	uint64_t n = guest_random(g, GUEST_BLOCKS - 20);
+	uint32_t id = 1000000 + (uint32_t)guest_random(g, 1000000000);
 
-	set(t, n * 8, 8, id);
-	set(t, (n + 2) * 8 + 3, 2, id + 1);
-	set(t, (n + 4) * 8, 8, 0);
-	set(t, (n + 6) * 8, 8, 1);
-	set(t, (n + 8) * 8, 8, id + 2);
-	set(t, (n + 9) * 8, 8, id + 2);
-	write_ids(t, (n + 10) * 8, 8);
-	set(t, (BLOCKS - 1) * 8, 8, id + 3); /* in the other leaf */
-}
-
-static void read_and_compare(struct test *t, struct host *h, uint64_t volume, const char *where)
-{
-	int r = cache_file_read(h->cache, volume, 0, t->seen, SECTORS * 512);
-
-	if (r)
-		die("read %s: %s", where, strerror(-r));
-	content_fill(t->buf, t->ids, 0, SECTORS);
-	for (uint64_t s = 0; s < SECTORS; s++)
-		if (memcmp(t->buf + s * 512, t->seen + s * 512, 512))
-			die("%s: sector %llu is not what was written", where,
-			    (unsigned long long)s);
+	guest_write(g, n * 8, 8, id);
+	guest_write(g, (n + 2) * 8 + 3, 2, id + 1);
+	guest_write(g, (n + 4) * 8, 8, 0);
+	guest_write(g, (n + 6) * 8, 8, 1);
+	guest_write(g, (n + 8) * 8, 8, id + 2);
+	guest_write(g, (n + 9) * 8, 8, id + 2);
+	guest_write_back(g, (n + 10) * 8, 8);
+	guest_write(g, (GUEST_BLOCKS - 1) * 8, 8, id + 3); /* in the other leaf */
 }
 
 /* On this host from the servers, and on another one. */
-static void verify(struct test *t)
+static void verify(struct guest *g)
 {
-	struct host *here = &t->w->hosts[0], *there = &t->w->hosts[1];
+	struct host *there = guest_other(g);
 	struct error err;
 	uint64_t volume;
 
-	cache_file_evict_all(here->cache);
-	read_and_compare(t, here, t->volume, "here");
+	cache_file_evict_all(guest_host(g)->cache);
+	guest_verify(g, "here");
 	if (host_attach(there, "vol", DM_DEDUP_VOL_READONLY, &volume, &err))
 		die("attach on another host: %s", err.text);
-	read_and_compare(t, there, volume, "on another host");
+	guest_compare(g, there, volume, "on another host");
 	if (cache_file_close(there->cache, volume) || host_detach(there, "vol", &err))
 		die("detach on another host: %s", err.text);
-}
-
-static void push(struct test *t)
-{
-	struct error err;
-
-	if (host_push(&t->w->hosts[0], "vol", NULL, &err))
-		die("push: %s", err.text);
 }
 
 /* ---- the walk ---- */
@@ -235,12 +169,12 @@ static bool struck_push(struct test *t, struct process *victim, size_t at, enum 
 {
 	bool fired;
 
-	write_some(t);
+	write_some(&t->g);
 	arm(t, victim, at, NULL, how);
-	push(t);
+	guest_push(&t->g);
 	fired = disarm(t);
-	push(t);
-	verify(t);
+	guest_push(&t->g);
+	verify(&t->g);
 	return fired;
 }
 
@@ -306,12 +240,12 @@ static void deliver_again(struct test *t)
 	req.body_case = VMDEDUP__REQUEST__BODY_PUSH_COMMIT;
 	req.push_commit = &body;
 	req.mutation = &mutation;
-	r = call_raw(t->w, &req, &first, &err);
+	r = call_raw(t->g.w, &req, &first, &err);
 	if (!r && !fp_equal(&first, &t->root))
 		die("the same message has another result than the first time");
 	printf("# the message again: %s\n", r ? err.text : "the first result, and nothing is done");
 	req.mutation = NULL;
-	r = world_mutate(t->w, &req, &reply, &err);
+	r = world_mutate(t->g.w, &req, &reply, &err);
 	net_reply_free(&reply);
 	if (r != -ESTALE)
 		die("an old commit in a new session: %d %s", r, err.text);
@@ -321,30 +255,19 @@ static void deliver_again(struct test *t)
 /* Killed after the meta server's commit, before the cache's. Nobody starts it again yet. */
 static void push_and_die(struct test *t)
 {
-	const char *argv[] = { "vmdedup", "--conf", t->w->hosts[0].agent.conf, "volume",
-			       "push", "vol", NULL };
-	struct process *agent = &t->w->hosts[0].agent;
-	char log[100];
+	struct process *agent = &guest_host(&t->g)->agent;
+	const char *argv[] = { "vmdedup", "--conf", agent->conf, "volume", "push", "vol", NULL };
 	pid_t pid;
 
 	arm(t, agent, 0, "commit.done", KILL);
-	pthread_mutex_lock(&t->lock);
+	pthread_mutex_lock(&t->strike.lock);
 	t->hold = true;
-	pthread_mutex_unlock(&t->lock);
-	snprintf(log, sizeof(log), "%s/commands.log", t->w->dir);
-	pid = fork();
-	if (!pid) {
-		int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
-
-		dup2(fd, 1);
-		dup2(fd, 2);
-		execvp(argv[0], (char *const *)argv);
-		_exit(127);
-	}
-	pthread_mutex_lock(&t->lock);
-	while (!t->fired || agent->pid)
-		pthread_cond_wait(&t->changed, &t->lock);
-	pthread_mutex_unlock(&t->lock);
+	pthread_mutex_unlock(&t->strike.lock);
+	pid = command_start(t->g.w, argv);
+	pthread_mutex_lock(&t->strike.lock);
+	while (!t->strike.fired || agent->pid)
+		pthread_cond_wait(&t->strike.changed, &t->strike.lock);
+	pthread_mutex_unlock(&t->strike.lock);
 	kill(pid, SIGKILL);
 	command_wait(pid);
 	disarm(t);
@@ -352,66 +275,30 @@ static void push_and_die(struct test *t)
 
 static void lost_answer(struct test *t)
 {
+	struct guest *g = &t->g;
 	uint32_t old[32], i;
 
-	memcpy(old, t->ids, sizeof(old));
-	set(t, 0, 32, 77001);
+	memcpy(old, g->ids, sizeof(old));
+	guest_write(g, 0, 32, 77001);
 	push_and_die(t);
 	/* The same blocks again, with no agent there: they land in new overlays. */
-	set(t, 0, 32, 77002);
-	process_start(&t->w->hosts[0].agent);
-	host_wait(&t->w->hosts[0]);
-	push(t);
-	verify(t);
-	memcpy(t->ids, old, sizeof(old));
-	write_ids(t, 0, 32);
-	push(t);
+	guest_write(g, 0, 32, 77002);
+	process_start(&guest_host(g)->agent);
+	host_wait(guest_host(g));
+	guest_push(g);
+	verify(g);
+	memcpy(g->ids, old, sizeof(old));
+	guest_write_back(g, 0, 32);
+	guest_push(g);
 	deliver_again(t);
-	process_restart(&t->w->hosts[0].agent);
-	process_restart(&t->w->meta);
+	process_restart(&guest_host(g)->agent);
+	process_restart(&g->w->meta);
 	for (i = 0; i < WORLD_DATA; i++)
-		process_restart(&t->w->data[i]);
-	host_wait(&t->w->hosts[0]);
-	verify(t);
-	push(t);
-	verify(t);
-}
-
-/* ---- the whole ---- */
-
-static void make_volume(struct test *t)
-{
-	char path[200];
-	struct error err;
-	int fd;
-
-	for (uint64_t s = 0; s < SECTORS; s++)
-		t->ids[s] = s / 8 % 5 ? (uint32_t)(s / 8 % 40) + 1 : 0;
-	snprintf(path, sizeof(path), "%s/content", t->w->dir);
-	content_fill(t->buf, t->ids, 0, SECTORS);
-	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-	if (fd < 0 || write(fd, t->buf, SECTORS * 512) != SECTORS * 512 || close(fd))
-		die("%s: %s", path, strerror(errno));
-	if (vmdedup(t->w, "image", "import", path, "base", NULL) ||
-	    vmdedup(t->w, "image", "clone", "base", "vol", NULL))
-		die("no image: see %s/commands.log", t->w->dir);
-	if (host_attach(&t->w->hosts[0], "vol", 0, &t->volume, &err))
-		die("attach: %s", err.text);
-}
-
-static void finish(struct test *t)
-{
-	struct error err;
-
-	if (cache_file_close(t->w->hosts[0].cache, t->volume) ||
-	    host_detach(&t->w->hosts[0], "vol", &err))
-		die("detach: %s", err.text);
-	if (vmdedup(t->w, "cluster", "check", NULL))
-		die("cluster check: see %s/commands.log", t->w->dir);
-	if (vmdedup(t->w, "image", "rm", "vol", "base", NULL))
-		die("rm: see %s/commands.log", t->w->dir);
-	world_empty(t->w);
-	world_free(t->w);
+		process_restart(&g->w->data[i]);
+	host_wait(guest_host(g));
+	verify(g);
+	guest_push(g);
+	verify(g);
 }
 
 /* push_steps [STRIDE]: every STRIDEth step; a short form for every day. */
@@ -419,22 +306,21 @@ int main(int argc, char **argv)
 {
 	struct test *t = calloc(1, sizeof(*t));
 	size_t stride = argc > 1 ? strtoul(argv[1], NULL, 0) : 1;
+	struct world *w;
 
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (!t || !stride || pthread_mutex_init(&t->lock, NULL) ||
-	    pthread_cond_init(&t->changed, NULL) ||
-	    pthread_create(&t->staller, NULL, staller_thread, t))
+	if (!t || !stride)
 		die("cannot start");
-	t->buf = malloc(SECTORS * 512);
-	t->seen = malloc(SECTORS * 512);
-	t->w = world_new(16 << 20, "push_age = 0\n", on_step, t);
-	make_volume(t);
-	walk(t, &t->w->hosts[0].agent, KILL, stride);
-	walk(t, &t->w->meta, KILL, stride);
-	walk(t, &t->w->meta, STALL, stride);
-	walk(t, &t->w->data[0], KILL, stride);
-	walk(t, &t->w->data[1], STALL, stride);
+	strike_init(&t->strike);
+	if (pthread_create(&t->staller, NULL, staller_thread, t))
+		die("cannot start");
+	guest_new(&t->g, 40, "push_age = 0\n", on_step, t);
+	w = t->g.w;
+	walk(t, &w->hosts[0].agent, KILL, stride);
+	walk(t, &w->meta, KILL, stride);
+	walk(t, &w->meta, STALL, stride);
+	walk(t, &w->data[0], KILL, stride);
+	walk(t, &w->data[1], STALL, stride);
 	lost_answer(t);
-	finish(t);
+	guest_end(&t->g);
 	return 0;
 }

@@ -17,31 +17,10 @@
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "random_model.h"
 #include "world.h"
 
-#define MAX_IMAGES   24
-#define MAX_VERSIONS 5
-#define MAX_SECTORS  4800 /* 600 blocks: a recipe of two levels */
-#define CACHE_BYTES  (48ULL << 20)
-#define DETACHED     -1
-
-struct version {
-	uint64_t number;
-	uint32_t *ids;
-};
-
-struct image {
-	bool used;
-	char name[32];
-	uint64_t sectors;
-	uint32_t *head; /* as committed */
-	uint32_t *live; /* what the guest reads, while attached */
-	int host;
-	uint64_t volume;
-	struct version versions[MAX_VERSIONS];
-	size_t nr_versions;
-	uint64_t last_version; /* the highest seen */
-};
+#define CACHE_BYTES (48ULL << 20)
 
 /* Restarts a process after a while, from a thread that lives as long as this one. */
 struct killer {
@@ -54,26 +33,12 @@ struct killer {
 
 struct test {
 	struct world *w;
-	struct image images[MAX_IMAGES];
+	struct model m;
 	struct killer killer;
-	uint64_t rng;
-	unsigned int names, kills, lost_hosts, counts[32];
+	unsigned int kills, lost_hosts, counts[32];
 	uint8_t *buf, *seen;
 	bool trace;
 };
-
-static uint64_t rnd(struct test *t, uint64_t n)
-{
-	t->rng ^= t->rng << 13;
-	t->rng ^= t->rng >> 7;
-	t->rng ^= t->rng << 17;
-	return (t->rng * 0x2545f4914f6cdd1dULL >> 16) % n;
-}
-
-static bool chance(struct test *t, unsigned int per_cent)
-{
-	return rnd(t, 100) < per_cent;
-}
 
 /* ---- the killer ---- */
 
@@ -100,7 +65,7 @@ static void *killer_thread(void *arg)
 
 static struct process *some_daemon(struct test *t)
 {
-	uint64_t n = rnd(t, 1 + WORLD_DATA + WORLD_HOSTS);
+	uint64_t n = rnd(&t->m, 1 + WORLD_DATA + WORLD_HOSTS);
 
 	if (!n)
 		return &t->w->meta;
@@ -113,7 +78,7 @@ static void arm(struct test *t)
 	struct killer *k = &t->killer;
 
 	pthread_mutex_lock(&k->lock);
-	k->delay_us = (unsigned int)rnd(t, chance(t, 50) ? 3000 : 30000);
+	k->delay_us = (unsigned int)rnd(&t->m, chance(&t->m, 50) ? 3000 : 30000);
 	k->victim = some_daemon(t);
 	pthread_cond_broadcast(&k->changed);
 	pthread_mutex_unlock(&k->lock);
@@ -131,78 +96,6 @@ static void disarm(struct test *t)
 }
 
 /* ---- the model ---- */
-
-static uint32_t *ids_copy(const uint32_t *ids, uint64_t sectors)
-{
-	uint32_t *copy = malloc(sectors * sizeof(*copy));
-
-	if (!copy)
-		die("out of memory");
-	memcpy(copy, ids, sectors * sizeof(*copy));
-	return copy;
-}
-
-/* Mostly of few contents, so that blocks meet again; some new, some zeros. */
-static void ids_random(struct test *t, uint32_t *ids, uint64_t first, uint64_t count)
-{
-	uint32_t id = 0;
-
-	for (uint64_t s = first; s < first + count; s++) {
-		if (s == first || !(s % 8) || chance(t, 2))
-			id = chance(t, 20) ? 0 : chance(t, 70) ? 1 + (uint32_t)rnd(t, 150) :
-			     (uint32_t)rnd(t, UINT32_MAX);
-		ids[s] = id;
-	}
-}
-
-static struct image *some_image(struct test *t, bool (*fits)(const struct image *im))
-{
-	size_t n = rnd(t, MAX_IMAGES);
-
-	for (size_t i = 0; i < MAX_IMAGES; i++) {
-		struct image *im = &t->images[(n + i) % MAX_IMAGES];
-
-		if (im->used && (!fits || fits(im)))
-			return im;
-	}
-	return NULL;
-}
-
-static struct image *free_image(struct test *t)
-{
-	for (size_t i = 0; i < MAX_IMAGES; i++)
-		if (!t->images[i].used)
-			return &t->images[i];
-	return NULL;
-}
-
-static bool is_attached(const struct image *im)
-{
-	return im->host != DETACHED;
-}
-
-static bool is_detached(const struct image *im)
-{
-	return im->host == DETACHED;
-}
-
-static void image_init(struct test *t, struct image *im, uint64_t sectors)
-{
-	memset(im, 0, sizeof(*im));
-	im->used = true;
-	im->host = DETACHED;
-	im->sectors = sectors;
-	snprintf(im->name, sizeof(im->name), "image-%u", t->names++);
-}
-
-static void image_drop(struct image *im)
-{
-	for (size_t i = 0; i < im->nr_versions; i++)
-		free(im->versions[i].ids);
-	free(im->head);
-	free(im->live);
-	memset(im, 0, sizeof(*im));
-}
 
 /* The meta server's versions above those known: a push that died may have made one more. All
  * have been made of the head as it is now. */
@@ -222,16 +115,9 @@ static void learn_versions(struct test *t, struct image *im)
 	for (size_t i = 0; i < reply.header->version_list->n_versions; i++) {
 		if (im->nr_versions == MAX_VERSIONS)
 			die("%s has more versions than expected", im->name);
-		im->last_version = reply.header->version_list->versions[i]->number;
-		im->versions[im->nr_versions].number = im->last_version;
-		im->versions[im->nr_versions++].ids = ids_copy(im->head, im->sectors);
+		image_kept(im, reply.header->version_list->versions[i]->number);
 	}
 	net_reply_free(&reply);
-}
-
-static void pushed(struct image *im)
-{
-	memcpy(im->head, im->live, im->sectors * sizeof(*im->head));
 }
 
 /* ---- steps; each leaves model and fleet equal ---- */
@@ -247,27 +133,47 @@ static void write_file(struct test *t, const uint32_t *ids, uint64_t sectors, ch
 		die("%s: %s", path, strerror(errno));
 }
 
-static int image_exists(struct test *t, const char *name)
+/* -ENOENT: there is none; only that. */
+static int get_image(struct test *t, const char *name, struct net_reply *reply)
 {
 	Vmdedup__ImageGet body = VMDEDUP__IMAGE_GET__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	struct net_reply reply;
 	struct error err;
 	int r;
 
 	body.name = (char *)name;
 	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
 	req.image_get = &body;
-	r = world_call(t->w, &req, &reply, &err);
+	r = world_call(t->w, &req, reply, &err);
 	if (r && r != -ENOENT)
 		die("image %s: %s", name, err.text);
+	return r;
+}
+
+static bool image_exists(struct test *t, const char *name)
+{
+	struct net_reply reply;
+	int r = get_image(t, name, &reply);
+
 	net_reply_free(&reply);
 	return !r;
 }
 
+static bool is_leased(struct test *t, const char *name)
+{
+	struct net_reply reply;
+	bool leased;
+
+	if (get_image(t, name, &reply))
+		die("image %s has gone", name);
+	leased = reply.header->image->leased_to.len;
+	net_reply_free(&reply);
+	return leased;
+}
+
 static void op_import(struct test *t)
 {
-	struct image *im = free_image(t);
+	struct image *im = free_image(&t->m);
 	char path[200];
 	const char *argv[] = { "vmdedup", "image", "import", path, NULL, "--format", "raw", NULL };
 	unsigned int us;
@@ -275,12 +181,12 @@ static void op_import(struct test *t)
 
 	if (!im)
 		return;
-	image_init(t, im, chance(t, 30) ? 1 + rnd(t, 64) : 1 + rnd(t, MAX_SECTORS));
+	image_init(&t->m, im, chance(&t->m, 30) ? 1 + rnd(&t->m, 64) : 1 + rnd(&t->m, MAX_SECTORS));
 	im->head = calloc(im->sectors, sizeof(*im->head));
-	ids_random(t, im->head, 0, im->sectors);
+	ids_random(&t->m, im->head, 0, im->sectors);
 	write_file(t, im->head, im->sectors, path);
 	argv[4] = im->name;
-	us = chance(t, 15) ? 1 + (unsigned int)rnd(t, 60000) : 0;
+	us = chance(&t->m, 15) ? 1 + (unsigned int)rnd(&t->m, 60000) : 0;
 	t->kills += us != 0;
 	r = vmdedup_killed(t->w, us, argv);
 	if (!us && r)
@@ -311,14 +217,14 @@ static int make_clone(struct test *t, const char *source, uint64_t version, cons
 
 static void op_clone(struct test *t)
 {
-	struct image *source = some_image(t, NULL), *im = free_image(t);
+	struct image *source = some_image(&t->m, NULL), *im = free_image(&t->m);
 	struct version *v = NULL;
 
 	if (!source || !im)
 		return;
-	if (source->nr_versions && chance(t, 40))
-		v = &source->versions[rnd(t, source->nr_versions)];
-	image_init(t, im, source->sectors);
+	if (source->nr_versions && chance(&t->m, 40))
+		v = &source->versions[rnd(&t->m, source->nr_versions)];
+	image_init(&t->m, im, source->sectors);
 	if (make_clone(t, source->name, v ? v->number : 0, im->name))
 		die("%s exists already", im->name);
 	im->head = ids_copy(v ? v->ids : source->head, im->sectors);
@@ -328,12 +234,12 @@ static void op_clone(struct test *t)
 
 static void op_attach(struct test *t)
 {
-	struct image *im = some_image(t, is_detached);
+	struct image *im = some_image(&t->m, is_detached);
 	struct error err;
 
 	if (!im)
 		return;
-	im->host = (int)rnd(t, WORLD_HOSTS);
+	im->host = (int)rnd(&t->m, WORLD_HOSTS);
 	if (host_attach(&t->w->hosts[im->host], im->name, 0, &im->volume, &err))
 		die("attach of %s: %s", im->name, err.text);
 	im->live = ids_copy(im->head, im->sectors);
@@ -346,7 +252,7 @@ static void push_image(struct test *t, struct image *im, bool version)
 
 	if (host_push(&t->w->hosts[im->host], im->name, version ? &number : NULL, &err))
 		die("push of %s: %s", im->name, err.text);
-	pushed(im);
+	image_pushed(im);
 	if (!version)
 		return;
 	learn_versions(t, im);
@@ -359,11 +265,11 @@ static void push_image(struct test *t, struct image *im, bool version)
 
 static void op_push(struct test *t)
 {
-	struct image *im = some_image(t, is_attached);
+	struct image *im = some_image(&t->m, is_attached);
 
 	/* A push that dies late may make a version twice. */
 	if (im)
-		push_image(t, im, chance(t, 30) && im->nr_versions < MAX_VERSIONS - 1);
+		push_image(t, im, chance(&t->m, 30) && im->nr_versions < MAX_VERSIONS - 1);
 }
 
 static void write_sectors(struct test *t, struct image *im, uint64_t first, uint64_t count)
@@ -371,14 +277,14 @@ static void write_sectors(struct test *t, struct image *im, uint64_t first, uint
 	struct host *h = &t->w->hosts[im->host];
 	int r;
 
-	ids_random(t, im->live, first, count);
+	ids_random(&t->m, im->live, first, count);
 	content_fill(t->buf, im->live, first, count);
 	r = cache_file_write(h->cache, im->volume, first * 512, t->buf, count * 512);
 	if (r == -ENOSPC) { /* where a kernel would have the writer wait, and ask for a push */
 		for (size_t i = 0; i < MAX_IMAGES; i++)
-			if (t->images[i].used && t->images[i].host == im->host &&
-			    &t->images[i] != im)
-				push_image(t, &t->images[i], false);
+			if (t->m.images[i].used && t->m.images[i].host == im->host &&
+			    &t->m.images[i] != im)
+				push_image(t, &t->m.images[i], false);
 		r = cache_file_write(h->cache, im->volume, first * 512, t->buf, count * 512);
 	}
 	if (r)
@@ -387,15 +293,15 @@ static void write_sectors(struct test *t, struct image *im, uint64_t first, uint
 
 static void op_write(struct test *t)
 {
-	struct image *im = some_image(t, is_attached);
+	struct image *im = some_image(&t->m, is_attached);
 	uint64_t n, first, count;
 
 	if (!im)
 		return;
-	for (n = 1 + rnd(t, 8); n; n--) {
-		first = rnd(t, im->sectors);
-		count = chance(t, 50) ? 1 + rnd(t, 16) : 8 * (1 + rnd(t, 20));
-		if (chance(t, 50))
+	for (n = 1 + rnd(&t->m, 8); n; n--) {
+		first = rnd(&t->m, im->sectors);
+		count = chance(&t->m, 50) ? 1 + rnd(&t->m, 16) : 8 * (1 + rnd(&t->m, 20));
+		if (chance(&t->m, 50))
 			first &= ~7ULL;
 		if (count > im->sectors - first)
 			count = im->sectors - first;
@@ -405,14 +311,14 @@ static void op_write(struct test *t)
 
 static void op_read(struct test *t)
 {
-	struct image *im = some_image(t, is_attached);
+	struct image *im = some_image(&t->m, is_attached);
 	uint64_t first, count;
 	int r;
 
 	if (!im)
 		return;
-	first = rnd(t, im->sectors);
-	count = 1 + rnd(t, im->sectors - first);
+	first = rnd(&t->m, im->sectors);
+	count = 1 + rnd(&t->m, im->sectors - first);
 	r = cache_file_read(t->w->hosts[im->host].cache, im->volume, first * 512, t->seen,
 			    count * 512);
 	if (r)
@@ -426,25 +332,7 @@ static void op_read(struct test *t)
 
 static void op_evict(struct test *t)
 {
-	cache_file_evict_all(t->w->hosts[rnd(t, WORLD_HOSTS)].cache);
-}
-
-static bool is_leased(struct test *t, const char *name)
-{
-	Vmdedup__ImageGet body = VMDEDUP__IMAGE_GET__INIT;
-	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	struct net_reply reply;
-	struct error err;
-	bool leased;
-
-	body.name = (char *)name;
-	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
-	req.image_get = &body;
-	if (world_call(t->w, &req, &reply, &err))
-		die("image %s: %s", name, err.text);
-	leased = reply.header->image->leased_to.len;
-	net_reply_free(&reply);
-	return leased;
+	cache_file_evict_all(t->w->hosts[rnd(&t->m, WORLD_HOSTS)].cache);
 }
 
 static void detach_image(struct test *t, struct image *im)
@@ -459,15 +347,13 @@ static void detach_image(struct test *t, struct image *im)
 	r = host_detach(h, im->name, &err);
 	if ((r && r != -ENOENT) || is_leased(t, im->name))
 		die("detach of %s: %s", im->name, r ? err.text : "still leased");
-	pushed(im);
-	free(im->live);
-	im->live = NULL;
-	im->host = DETACHED;
+	image_pushed(im);
+	image_detached(im);
 }
 
 static void op_detach(struct test *t)
 {
-	struct image *im = some_image(t, is_attached);
+	struct image *im = some_image(&t->m, is_attached);
 
 	if (im)
 		detach_image(t, im);
@@ -475,7 +361,7 @@ static void op_detach(struct test *t)
 
 static void op_snapshot(struct test *t)
 {
-	struct image *im = some_image(t, NULL);
+	struct image *im = some_image(&t->m, NULL);
 	Vmdedup__Snapshot body = VMDEDUP__SNAPSHOT__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	struct net_reply reply;
@@ -495,7 +381,7 @@ static void op_snapshot(struct test *t)
 
 static void op_rollback(struct test *t)
 {
-	struct image *im = some_image(t, NULL);
+	struct image *im = some_image(&t->m, NULL);
 	Vmdedup__Rollback body = VMDEDUP__ROLLBACK__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	struct net_reply reply;
@@ -503,9 +389,10 @@ static void op_rollback(struct test *t)
 	struct error err;
 	int r;
 
-	if (!im || !im->nr_versions)
+	/* It may make one more, of the head that goes. */
+	if (!im || !im->nr_versions || im->nr_versions == MAX_VERSIONS)
 		return;
-	v = &im->versions[rnd(t, im->nr_versions)];
+	v = &im->versions[rnd(&t->m, im->nr_versions)];
 	body.name = im->name;
 	body.version = v->number;
 	req.body_case = VMDEDUP__REQUEST__BODY_ROLLBACK;
@@ -514,24 +401,26 @@ static void op_rollback(struct test *t)
 	net_reply_free(&reply);
 	if (r != (is_attached(im) ? -EBUSY : 0))
 		die("rollback of %s: %d %s", im->name, r, err.text);
-	if (!r)
-		memcpy(im->head, v->ids, im->sectors * sizeof(*im->head));
+	if (r)
+		return;
+	learn_versions(t, im);
+	memcpy(im->head, v->ids, im->sectors * sizeof(*im->head));
 }
 
 static void op_rename(struct test *t)
 {
-	struct image *im = some_image(t, is_detached), *other = some_image(t, NULL);
+	struct image *im = some_image(&t->m, is_detached), *other = some_image(&t->m, NULL);
 	Vmdedup__ImageRename body = VMDEDUP__IMAGE_RENAME__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	struct net_reply reply;
-	bool taken = chance(t, 25);
+	bool taken = chance(&t->m, 25);
 	struct error err;
 	char name[32];
 	int r;
 
 	if (!im || im == other)
 		return;
-	snprintf(name, sizeof(name), "image-%u", t->names++);
+	snprintf(name, sizeof(name), "image-%u", t->m.names++);
 	body.name = im->name;
 	body.new_name = taken ? other->name : name;
 	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_RENAME;
@@ -562,7 +451,7 @@ static int remove_image(struct test *t, const char *name, uint64_t version, stru
 
 static void op_remove(struct test *t)
 {
-	struct image *im = some_image(t, NULL);
+	struct image *im = some_image(&t->m, NULL);
 	struct error err;
 	int r;
 
@@ -577,13 +466,13 @@ static void op_remove(struct test *t)
 
 static void op_remove_version(struct test *t)
 {
-	struct image *im = some_image(t, NULL);
+	struct image *im = some_image(&t->m, NULL);
 	struct error err;
 	size_t n;
 
 	if (!im || !im->nr_versions)
 		return;
-	n = rnd(t, im->nr_versions);
+	n = rnd(&t->m, im->nr_versions);
 	if (remove_image(t, im->name, im->versions[n].number, &err))
 		die("removal of a version of %s: %s", im->name, err.text);
 	free(im->versions[n].ids);
@@ -592,7 +481,7 @@ static void op_remove_version(struct test *t)
 
 static void op_collect(struct test *t)
 {
-	bool full = chance(t, 20);
+	bool full = chance(&t->m, 20);
 	int r = vmdedup(t->w, "cluster", "gc", full ? "--full" : NULL, NULL);
 
 	if (!r)
@@ -625,11 +514,11 @@ static void verify(struct test *t, const struct image *im, const struct version 
 
 static void op_verify(struct test *t)
 {
-	struct image *im = some_image(t, NULL);
+	struct image *im = some_image(&t->m, NULL);
 
 	if (im)
-		verify(t, im, im->nr_versions && chance(t, 50) ?
-			      &im->versions[rnd(t, im->nr_versions)] : NULL);
+		verify(t, im, im->nr_versions && chance(&t->m, 50) ?
+			      &im->versions[rnd(&t->m, im->nr_versions)] : NULL);
 }
 
 static void op_check(struct test *t)
@@ -644,17 +533,13 @@ static void op_check(struct test *t)
  * might have recovered. */
 static void break_lease(struct test *t, const struct image *im)
 {
-	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
 	Vmdedup__LeaseBreak body = VMDEDUP__LEASE_BREAK__INIT;
-	Vmdedup__Request ask = VMDEDUP__REQUEST__INIT, req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	struct net_reply reply, done;
 	struct error err;
 
-	get.name = (char *)im->name;
-	ask.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
-	ask.image_get = &get;
-	if (world_call(t->w, &ask, &reply, &err))
-		die("image %s: %s", im->name, err.text);
+	if (get_image(t, im->name, &reply))
+		die("image %s has gone", im->name);
 	if (!reply.header->image->leased_to.len)
 		die("%s is attached and has no lease", im->name);
 	body.image = reply.header->image->uuid;
@@ -671,21 +556,19 @@ static void break_lease(struct test *t, const struct image *im)
 
 static void op_lose_host(struct test *t)
 {
-	int n = (int)rnd(t, WORLD_HOSTS);
+	int n = (int)rnd(&t->m, WORLD_HOSTS);
 
-	if (!chance(t, 20))
+	if (!chance(&t->m, 20))
 		return;
 	disarm(t);
 	host_lose(t->w, &t->w->hosts[n]);
 	for (size_t i = 0; i < MAX_IMAGES; i++) {
-		struct image *im = &t->images[i];
+		struct image *im = &t->m.images[i];
 
 		if (!im->used || im->host != n)
 			continue;
 		break_lease(t, im);
-		free(im->live);
-		im->live = NULL;
-		im->host = DETACHED;
+		image_detached(im);
 	}
 	t->lost_hosts++;
 }
@@ -710,12 +593,12 @@ static const struct {
 static void one_op(struct test *t, unsigned int number)
 {
 	uint64_t n = 0, start = clock_mono_ns();
-	bool armed = chance(t, 10);
+	bool armed = chance(&t->m, 10);
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(ops); i++)
 		n += ops[i].weight;
-	n = rnd(t, n);
+	n = rnd(&t->m, n);
 	for (i = 0; n >= ops[i].weight; i++)
 		n -= ops[i].weight;
 	if (t->trace)
@@ -738,11 +621,11 @@ static void finish(struct test *t)
 	struct error err;
 
 	for (size_t i = 0; i < MAX_IMAGES; i++)
-		if (t->images[i].used && is_attached(&t->images[i]))
-			detach_image(t, &t->images[i]);
+		if (t->m.images[i].used && is_attached(&t->m.images[i]))
+			detach_image(t, &t->m.images[i]);
 	op_check(t);
 	for (size_t i = 0; i < MAX_IMAGES; i++) {
-		struct image *im = &t->images[i];
+		struct image *im = &t->m.images[i];
 
 		if (!im->used)
 			continue;
@@ -753,8 +636,8 @@ static void finish(struct test *t)
 	}
 	printf("# %u images and %u versions are the model's\n", images, versions);
 	for (size_t i = 0; i < MAX_IMAGES; i++)
-		if (t->images[i].used && remove_image(t, t->images[i].name, 0, &err))
-			die("removal of %s: %s", t->images[i].name, err.text);
+		if (t->m.images[i].used && remove_image(t, t->m.images[i].name, 0, &err))
+			die("removal of %s: %s", t->m.images[i].name, err.text);
 	world_empty(t->w);
 	op_check(t);
 }
@@ -784,7 +667,7 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("# random_ops --ops %llu --seed %llu\n", (unsigned long long)n,
 	       (unsigned long long)seed);
-	t->rng = seed * 2 + 1;
+	t->m.rng = seed * 2 + 1;
 	t->buf = malloc(MAX_SECTORS * 512);
 	t->seen = malloc(MAX_SECTORS * 512);
 	t->w = world_new(CACHE_BYTES, "push_age = 0\n", NULL, NULL);

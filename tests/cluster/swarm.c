@@ -10,6 +10,7 @@
  *
  *   start             the agent, and the image opened read-only (hosts do not start by themselves)
  *   read FROM TO      blocks of the image, in order
+ *   fetch FROM TO     the same, but what is read is compared with nothing
  *   boot SEED [N]     all (or N) blocks, in an order that the seed makes, four at a time
  *   evict             forget the cache's clean blocks
  *   reopen            close the volume and open it again
@@ -36,6 +37,7 @@
 #include "agent/daemon.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/memory.h"
 
 #define MAX_HOSTS 256
 #define GUEST_THREADS 4
@@ -153,6 +155,7 @@ struct guest {
 	struct host *host;
 	const uint32_t *order;
 	size_t nr;
+	bool blind; /* it does not compare */
 	pthread_mutex_t lock; /* guards the rest */
 	size_t next;
 	int64_t bad, error;
@@ -180,7 +183,7 @@ static void *guest_thread(void *arg)
 		pthread_mutex_lock(&g->lock);
 		if (r)
 			g->error = -r;
-		else if (memcmp(buf, h->source.data + at, len))
+		else if (!g->blind && memcmp(buf, h->source.data + at, len))
 			g->bad++;
 		pthread_mutex_unlock(&g->lock);
 	}
@@ -188,10 +191,10 @@ static void *guest_thread(void *arg)
 	return NULL;
 }
 
-static void read_blocks(struct host *h, const uint32_t *order, size_t nr, int threads,
+static void read_blocks(struct host *h, const uint32_t *order, size_t nr, int threads, bool blind,
 			struct answer *a)
 {
-	struct guest g = { .host = h, .order = order, .nr = nr };
+	struct guest g = { .host = h, .order = order, .nr = nr, .blind = blind };
 	uint64_t began = clock_mono_ns();
 	pthread_t guests[GUEST_THREADS];
 	int i;
@@ -236,12 +239,12 @@ static void boot(struct host *h, uint64_t seed, size_t nr, struct answer *a)
 	for (i = 0; i < runs; i++)
 		for (k = 0; k < 8 && run[i] * 8 + k < h->nr_blocks; k++)
 			order[n++] = (uint32_t)(run[i] * 8 + k);
-	read_blocks(h, order, nr ? MIN(nr, n) : n, GUEST_THREADS, a);
+	read_blocks(h, order, nr ? MIN(nr, n) : n, GUEST_THREADS, false, a);
 	free(run);
 	free(order);
 }
 
-static void read_range(struct host *h, size_t from, size_t to, struct answer *a)
+static void read_range(struct host *h, size_t from, size_t to, bool blind, struct answer *a)
 {
 	uint32_t *order;
 	size_t i, n;
@@ -253,7 +256,7 @@ static void read_range(struct host *h, size_t from, size_t to, struct answer *a)
 		abort();
 	for (i = 0; i < n; i++)
 		order[i] = (uint32_t)(from + i);
-	read_blocks(h, order, n, 1, a);
+	read_blocks(h, order, n, 1, blind, a);
 	free(order);
 }
 
@@ -341,7 +344,9 @@ static void host_command(struct host *h, const char *conf, const char *line, str
 	else if (!h->daemon)
 		a->error = ESRCH;
 	else if (sscanf(line, "read %llu %llu", &x, &y) == 2)
-		read_range(h, x, y, a);
+		read_range(h, x, y, false, a);
+	else if (sscanf(line, "fetch %llu %llu", &x, &y) == 2)
+		read_range(h, x, y, true, a);
 	else if (sscanf(line, "boot %llu %llu", &x, &y) >= 1)
 		boot(h, x, y, a);
 	else if (!strncmp(line, "evict", 5))
@@ -520,6 +525,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: swarm FOLDER HOSTS IMAGE SOURCE\n");
 		return 2;
 	}
+	memory_keep(MEMORY_KEEP); /* as the agent does */
 	signal(SIGPIPE, SIG_IGN);
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);

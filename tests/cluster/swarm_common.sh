@@ -23,8 +23,9 @@ servers = $keys/host
 clients = $keys/clients"
 }
 
-# host_conf N [LINE...]: its configuration; LINEs go into [agent]. $peers empty: it serves none.
-peers=1
+# host_conf N [LINE...]: its configuration; LINEs go into [agent]. $peers empty: it serves none. $racks: how
+# many there are, to which hosts belong in turn.
+peers=1 racks=
 host_conf() {
 	local n=$1 line
 	shift
@@ -43,6 +44,7 @@ host_conf() {
 			cache_file_size = ${cache_size:-512M}
 		END
 		[ -z "$peers" ] || echo "listen = tcp://127.0.0.1:*"
+		[ -z "$racks" ] || echo "rack = r$((n % racks))"
 		for line; do
 			echo "$line"
 		done
@@ -69,6 +71,13 @@ swarm_do() {
 	echo "$*" >&$to_swarm
 	read -r answer <&$from_swarm
 	[ "$(jq .error <<<"$answer")" = 0 ] || { tail -n 20 "$store/swarm.log"; fail "$*: $answer"; }
+}
+
+# knows HOST BLOCKS: its peers' filters hold all of so many blocks. The count in them may be lower by a
+# few: an addition of which the filter says already that it is there is not counted.
+knows() {
+	swarm_do "$1" stats
+	[ "$(of filter_blocks)" -ge $(($2 * 19 / 20)) ]
 }
 
 end_swarm() {

@@ -33,14 +33,16 @@ new_store() {
 	export VMDEDUP_CONF=$store/vmdedup.conf
 }
 
-# A port of the loopback interface that nobody listens on.
+# A port of the loopback interface that nobody listens on, and that was not given out: who got it may
+# have yet to listen.
 free_port() {
 	local port
 	while :; do
 		port=$((10000 + RANDOM % 20000))
+		! grep -qx $port "$TEST_TMP/ports" 2>/dev/null || continue
 		(exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
 	done
-	echo $port
+	echo $port | tee -a "$TEST_TMP/ports"
 }
 
 # start_fleet N [INIT-OPTION...]: a meta server and N data servers as processes of their own. Sets
@@ -68,20 +70,25 @@ run = $store/run-client"
 	start_meta
 	data_pids=()
 	for ((i = 1; i <= n; i++)); do
-		fleet_config "$store/data$i.conf" "
-[cluster]
-meta = tcp://127.0.0.1:$meta_port
-[store]
-store = $store/data-store$i
-run = $store/run-data$i
-[data]
-dir = $store/data$i
-host = host$i
-listen = tcp://127.0.0.1:$(free_port)
-${data_conf-}"
+		data_config $i
 		start_data $i
 	done
 	wait_until 30 servers_are_up "$n"
+}
+
+# data_config N: writes it; start_data N
+data_config() {
+	fleet_config "$store/data$1.conf" "
+[cluster]
+meta = tcp://127.0.0.1:$meta_port
+[store]
+store = $store/data-store$1
+run = $store/run-data$1
+[data]
+dir = $store/data$1
+host = host$1
+listen = tcp://127.0.0.1:$(free_port)
+${data_conf-}"
 }
 
 fleet_config() {
@@ -103,7 +110,14 @@ servers_are_up() {
 		jq '[.servers[] | select(.state == "up")] | length')" = "$1" ]
 }
 
-# gone PID: kills it at once, and waits until it is gone.
+# all_current: each shard has two replicas, and both have all blocks. (A server that has joined gets its
+# shards' blocks in the background; what is stored while maps change may have one copy for a moment.)
+all_current() {
+	[ "$(json '"\(.stale) \(.leaving) \(.missing) \(.current)"' vmdedup cluster shards)" = \
+		"0 0 0 2048" ]
+}
+
+# kill_hard PID: kills it at once, and waits until it is gone.
 kill_hard() {
 	local r=0
 	kill -KILL "$1"

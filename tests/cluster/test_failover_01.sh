@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# timeout: 150
+# timeout: 400
 #
 # Two meta servers on a PostgreSQL under Patroni, clients that never pause, and kills of the primary
 # and of a meta server by turns: no acknowledged operation is lost, none is done twice. As many of
@@ -56,7 +56,7 @@ note() {
 
 # The service is back: many operations, more than were on their way.
 served_again() {
-	local want=$(($(lines) + 30)) end=$((SECONDS + 90))
+	local want=$(($(lines) + 30)) end=$((SECONDS + 360))
 	until has_more_than $want; do
 		[ $SECONDS -lt $end ] || show_all
 		sleep 0.1

@@ -50,7 +50,32 @@ key_files() {
 	expect_status 3 "cannot read .*secret" vmdedup --conf "$TEST_TMP/client.conf" image ls
 }
 
+# Servers' keys and administrators' in folders of their own: others are hosts'.
+roles() {
+	for key in guest boss; do
+		vmdedup --conf /dev/null cluster key "$keys/$key" >/dev/null
+		cp "$keys/$key" "$keys/clients/"
+	done
+	conf "$keys/guest_secret" "$keys/host"
+	local guest="vmdedup --conf $TEST_TMP/client.conf"
+	[[ $($guest cluster status) == *KEYS*"the meta server and 2 data servers"* ]]
+	$guest cluster set --out-after 90
+	mkdir "$keys/clients/data" "$keys/clients/admin"
+	mv "$keys/clients/host" "$keys/clients/data/"
+	mv "$keys/clients/boss" "$keys/clients/admin/"
+	expect_status 1 "role admin" $guest cluster set --out-after 91
+	expect_status 1 "role admin" $guest cluster gc
+	[[ $($guest cluster status) != *KEYS* ]]
+	$guest image import "$images/a.raw" b
+	$guest image verify b
+	$guest image rm b
+	conf "$keys/boss_secret" "$keys/host"
+	vmdedup --conf "$TEST_TMP/client.conf" cluster set --out-after 91
+	vmdedup --conf "$TEST_TMP/client.conf" cluster gc --full
+}
+
 run_case "import and export" round_trip
 run_case "who is not known gets nothing" strangers
 run_case "files with keys" key_files
+run_case "roles of keys" roles
 finish

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# timeout: 150
+# timeout: 200
 # Who is down and who is out: a dead server is, a slow one is not; whoever hears nobody marks nobody;
 # nothing goes out by itself beyond one host; and a disk is known by its UUID.
 
@@ -32,29 +32,40 @@ found() {
 # Nobody asks for anything: the heartbeat alone, once a second, notices.
 killed_is_down() {
 	kill_hard "${data_pids[1]}"
-	found 5 'host host1\) is down: nothing listens there'
+	found 20 'host host1\) is down: nothing listens there'
 	wait_until 10 in_state 1 down
 	start_data 1
 	wait_until 20 in_state 1 up
 }
 
-# Three seconds of silence, twice: it stays up.
+# Three seconds of silence, twice: it stays up. (If they were six, on a busy machine, once more.)
 slow_is_up() {
-	local before
-	before=$(said 'host host2\) is down')
-	for _ in 1 2; do
+	local before good=0 start
+	for _ in 1 2 3 4 5 6 7 8; do
+		wait_until 20 in_state 2 up
+		before=$(said 'host host2\) is down')
+		start=$SECONDS
 		kill -STOP "${data_pids[2]}"
 		sleep 3
 		kill -CONT "${data_pids[2]}"
-		sleep 1
+		[ $((SECONDS - start)) -lt 5 ] || continue
+		sleep 4
+		[ "$(said 'host host2\) is down')" = "$before" ]
+		good=$((good + 1))
+		[ $good -lt 2 ] || return 0
 	done
-	[ "$(said 'host host2\) is down')" = "$before" ]
+	fail "three seconds were six each time"
 }
 
 # One that is silent for longer is down, and comes back by its heartbeats alone.
 silent_is_down() {
+	local up
+	up=$(said 'host host2\) is up')
 	kill -STOP "${data_pids[2]}"
-	found 12 'host host2\) is down: it does not answer' # after six seconds of silence
+	found 30 'host host2\) is down: it does not answer' # after six seconds of silence
+	# What it answered before that does not raise it: some rounds of the governor later it is still down.
+	sleep 2
+	[ "$(said 'host host2\) is up')" = "$up" ]
 	kill -CONT "${data_pids[2]}"
 	wait_until 20 in_state 2 up
 }

@@ -14,11 +14,6 @@ vmdedup image import "$images/a.raw" a >/dev/null
 blocks=$((mib * 4))
 start_swarm 5 a "$images/a.raw"
 
-knows() {
-	swarm_do "$1" stats
-	[ "$(of filter_blocks)" -ge "$2" ]
-}
-
 # Host 1 has everything, and its disk forgets what it was: it goes on sending it. Who gets that asks
 # it no more, not even after a restart, and the meta server hears of it.
 liar() {
@@ -40,7 +35,7 @@ liar() {
 	[ "$(json .agent.prefetched vmdedup --conf "$store/host2.conf" status)" -gt 0 ]
 	[ "$(json '.[0].from.data' vmdedup --conf "$store/host2.conf" volume ls)" -gt 0 ]
 	wait_until 60 grep -q "host host2 says that its peer tcp://" "$store/meta.log"
-	grep -q " liar$" "$store/host2/agent/peers.cache"
+	wait_until 20 grep -q " liar " "$store/host2/agent/peers.cache"
 	swarm_do 2 stop
 	swarm_do 2 start
 	swarm_do 2 boot 2

@@ -40,11 +40,6 @@ enough_copies() {
 	[ "$(copies)" -ge $((2 * $(json .blocks vmdedup cluster info))) ]
 }
 
-all_current() {
-	[ "$(json '"\(.stale) \(.leaving) \(.missing) \(.current)"' vmdedup cluster shards)" = \
-		"0 0 0 2048" ]
-}
-
 # One server is killed: reads and writes go on at once; it comes back and gets what it missed.
 one_dies() {
 	kill_hard "${data_pids[2]}"
@@ -97,6 +92,8 @@ comes_back_as_it_was() {
 	kill_hard "${data_pids[2]}"
 	rm -rf "$store/data2"
 	mv "$store/yesterday" "$store/data2"
+	# Not what was said before it died.
+	wait_until 20 in_state 2 down
 	start_data 2
 	wait_until 20 in_state 2 up
 	wait_until 60 all_current

@@ -13,10 +13,6 @@ repair_rate = 1G'
 make_image "$images/a.raw" 48
 start_fleet 2 --block-size 64K --replicas 2 --min-copies 1
 vmdedup image import "$images/a.raw" a
-
-all_current() {
-	[ "$(json .current vmdedup cluster shards)" = 2048 ]
-}
 wait_until 30 all_current
 
 # damage N: a byte in each of N places of server 1's lumps is another one.

@@ -14,12 +14,6 @@ vmdedup image import "$images/a.raw" a >/dev/null
 blocks=$((mib * 4))
 start_swarm 6 a "$images/a.raw"
 
-# knows HOST BLOCKS: it has its peers' filters, with as many blocks in them.
-knows() {
-	swarm_do "$1" stats
-	[ "$(of filter_blocks)" -ge "$2" ]
-}
-
 # Four hosts have a quarter each, one has read everything once, one has only opened the volume.
 spread() {
 	local i

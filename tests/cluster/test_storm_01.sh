@@ -28,12 +28,26 @@ storm() {
 		"$bytes bytes, $((100 * bytes / unique)) % of the image"
 	swarm_do all stats
 	echo "# $answer"
+	[ -z "$peers" ] || from_racks "$2"
 	end_swarm
 	end_daemons "$meta_pid" "${data_pids[@]}"
 }
 
+# from_racks HOSTS: how many blocks came from peers of the same rack, $same, and from others, $far.
+from_racks() {
+	local i
+	read -r same far < <(for ((i = 1; i <= $1; i++)); do
+		vmdedup --conf "$store/host$i.conf" peers --json
+	done | jq -rs '[.[].peers[]] | group_by(.same_rack) | map({(.[0].same_rack | tostring):
+		(map(.served) | add)}) | add | "\(.true // 0) \(.false // 0)"')
+	echo "# $same blocks came from peers of the same rack, $far from others"
+}
+
 storm "one host" 1
+racks=2
 storm "with peers" "$hosts"
+# How many is a matter of timing; that racks are known is not.
+[ "$same" -gt 0 ] || fail "no block came from a peer that is known to be in the same rack"
 [ $((2 * bytes)) -le $((3 * unique)) ] || fail "the data server sent $bytes bytes, the image has $unique"
 [ "$(of from_peer)" -gt 0 ]
 peers=''

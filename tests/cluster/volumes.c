@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * volumes CASE: what happens to volumes on two hosts of a fleet of real processes: clones of what
- * runs, a lost lease and its recovery, one cache for many clones, servers that are full or away,
+ * volumes CASE: what happens to volumes on two hosts of a fleet of real processes: clones and
+ * snapshots of what runs, a lost lease and its recovery, one cache for many clones, servers that are full or away,
  * and collections between the steps of a push of exactly what they collect.
  */
 #include <errno.h>
@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -27,6 +28,8 @@ struct test {
 	uint8_t *buf, *seen;
 	bool collect; /* at each step of host 0's push */
 	unsigned int steps, collections, stride;
+	const char *kill_at; /* host 0's agent, at this step, or NULL; when that came so often before */
+	unsigned int kill_after;
 };
 
 /* ---- parts ---- */
@@ -102,6 +105,13 @@ static void expect_image(struct test *t, const char *name, const uint32_t *ids)
 	SHELL(t, NULL, "vmdedup image verify %s --format raw --against wanted", name);
 }
 
+static void expect_version(struct test *t, const char *name, int version, const uint32_t *ids)
+{
+	save(t, ids, "wanted");
+	SHELL(t, NULL, "vmdedup image verify %s --version %d --format raw --against wanted", name,
+	      version);
+}
+
 static void make_base(struct test *t)
 {
 	for (uint64_t s = 0; s < SECTORS; s++)
@@ -154,6 +164,48 @@ static uint64_t clean_slots(struct host *h)
 
 /* ---- cases ---- */
 
+/* A snapshot of a running volume has what the guest had written; from elsewhere that is told. */
+static void case_snapshot(struct test *t)
+{
+	struct host *here = &t->w->hosts[0], *there = &t->w->hosts[1];
+	uint32_t *pushed = malloc(sizeof(t->ids));
+	uint64_t volume;
+
+	make_base(t);
+	SHELL(t, NULL, "vmdedup image clone base vol");
+	attach(t, 0, "vol", 0, &volume);
+	write_ids(t, here, volume, 80, 40, 9001);
+	SHELL(t, here, "[ $(vmdedup image snapshot vol --label one --json | jq .version) = 1 ]");
+	memcpy(pushed, t->ids, sizeof(t->ids));
+	expect_version(t, "vol", 1, pushed);
+	write_ids(t, here, volume, 0, 19, 9002);
+	SHELL(t, there, "r=0; vmdedup image snapshot vol 2>said || r=$?; [ $r = 4 ] && "
+	      "grep 'attached on host host0' said && grep 'say --head to snapshot the last push' said");
+	SHELL(t, NULL, "r=0; vmdedup image snapshot vol || r=$?; [ $r = 4 ] && "
+	      "vmdedup image snapshot vol --head");
+	expect_version(t, "vol", 2, pushed);
+	/* The volume goes by the name that it was opened by. */
+	SHELL(t, NULL, "vmdedup image rename vol renamed && vmdedup image clone base vol");
+	SHELL(t, here, "vmdedup image snapshot renamed --label three && vmdedup image snapshot vol");
+	expect_version(t, "renamed", 3, t->ids);
+	SHELL(t, NULL, "[ \"$(vmdedup image history renamed --json | jq -c 'map(.label)')\" = "
+	      "'[\"one\",\"\",\"three\"]' ]");
+	expect_content(t, here, volume, t->ids);
+	/* Data servers that do not answer: no version of what was not pushed. */
+	write_ids(t, here, volume, 400, 40, 9003);
+	kill(t->w->data[0].pid, SIGSTOP);
+	kill(t->w->data[1].pid, SIGSTOP);
+	SHELL(t, here, "r=0; timeout 2 vmdedup image snapshot renamed || r=$?; [ $r = 124 ] && "
+	      "[ $(vmdedup image history renamed --json | jq length) = 3 ]");
+	kill(t->w->data[0].pid, SIGCONT);
+	kill(t->w->data[1].pid, SIGCONT);
+	free(pushed);
+	detach(t, 0, "vol", volume);
+	/* Nobody has it: the head, without an agent. */
+	SHELL(t, NULL, "vmdedup image snapshot renamed");
+	expect_version(t, "renamed", 4, t->ids);
+}
+
 /* A clone of a running volume has what the guest had written; from elsewhere that is told. */
 static void case_clone(struct test *t)
 {
@@ -189,6 +241,85 @@ static void case_clone(struct test *t)
 	detach(t, 0, "vol", volume);
 }
 
+/* The images of the broken leases are removed, too: what a lost host had not pushed of one becomes an
+ * image, of the other it is given up. */
+static void recover_removed(struct test *t)
+{
+	struct host *here = &t->w->hosts[0];
+	uint64_t volume, waste;
+
+	SHELL(t, NULL, "vmdedup image clone rescued gone && vmdedup image clone rescued waste");
+	attach(t, 0, "gone", 0, &volume);
+	attach(t, 0, "waste", 0, &waste);
+	write_ids(t, here, volume, 1500, 10, 7005);
+	if (cache_file_write(here->cache, waste, 0, t->buf, 4096))
+		die("write");
+	process_kill(&here->agent);
+	SHELL(t, NULL, "for i in gone waste; do vmdedup volume break-lease $i --yes && vmdedup image rm $i; "
+	      "done && vmdedup image rm rescued && vmdedup cluster gc --now");
+	process_start(&here->agent);
+	host_wait(here);
+	SHELL(t, here, "for i in $(seq 300); do [ $(vmdedup volume ls | grep -c DIVERGED) != 2 ] || break; "
+	      "sleep 0.1; done; [ $(vmdedup volume ls | grep -c DIVERGED) = 2 ]");
+	if (cache_file_write(here->cache, volume, 0, t->buf, 4096) != -EROFS)
+		die("a write to the volume of a removed image");
+	if (cache_file_close(here->cache, volume) || cache_file_close(here->cache, waste))
+		die("close");
+	SHELL(t, here, "vmdedup volume recover gone found && vmdedup volume detach waste --discard");
+	expect_image(t, "found", t->ids);
+	SHELL(t, here, "[ \"$(vmdedup volume ls --json)\" = '[]' ] && "
+	      "[ \"$(vmdedup volume leases --json | jq -c 'map([.image, .broken])')\" = '[]' ]");
+}
+
+static void cut_off(struct test *t, const char *name, const char *step, unsigned int after)
+{
+	t->kill_after = after;
+	t->kill_at = step;
+	SHELL(t, &t->w->hosts[0], "r=0; vmdedup volume recover vol %s || r=$?; [ $r != 0 ]", name);
+	if (t->kill_at)
+		die("the recovery did not come to %s", step);
+	host_wait(&t->w->hosts[0]);
+}
+
+/* The agent dies in the midst of it. What a person then takes for rubbish is the base of the rest as soon
+ * as the cache stands on it, and cannot be removed. */
+static void recover_cut_off(struct test *t)
+{
+	cut_off(t, "r1", "take", 0);
+	SHELL(t, NULL, "vmdedup image rm r1 && vmdedup cluster gc --now");
+	cut_off(t, "r2", "commit-cache.done", 0);
+	SHELL(t, NULL, "r=0; vmdedup image rm r2 2>said || r=$?; [ $r = 4 ] && "
+	      "grep 'attached on host host0' said && vmdedup cluster gc --now");
+}
+
+/* A push that no server hears of, killed when there is a cut. */
+static void cut_only(struct test *t, struct host *h)
+{
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	bool cut = false;
+	pid_t pid;
+	size_t n;
+
+	kill(t->w->meta.pid, SIGSTOP);
+	pid = command_start(t->w, (const char *const[]){ "vmdedup", "--conf", h->agent.conf,
+							 "volume", "push", "vol", NULL });
+	while (!cut) {
+		poll(NULL, 0, 10);
+		free(infos);
+		infos = NULL;
+		if (cache_volumes(h->cache, &infos, &n))
+			die("no volumes");
+		for (size_t i = 0; i < n; i++)
+			cut |= infos[i].closed_cut > infos[i].committed_cut;
+		if (!cut && waitpid(pid, NULL, WNOHANG) == pid)
+			die("a push without a meta server ended");
+	}
+	kill(pid, SIGKILL);
+	command_wait(pid);
+	process_restart(&h->agent);
+	process_restart(&t->w->meta);
+}
+
 /* What a lost host had not pushed, in a closed cut and above it, becomes an image of its own. */
 static void case_recover(struct test *t)
 {
@@ -203,12 +334,9 @@ static void case_recover(struct test *t)
 	write_ids(t, here, volume, 0, 100, 7001);
 	push(t, 0, "vol");
 	memcpy(theirs, t->ids, sizeof(t->ids));
-	/* A cut that no server hears of, and writes above it. */
+	/* A cut, and writes above it. */
 	write_ids(t, here, volume, 40, 21, 7002);
-	kill(t->w->meta.pid, SIGSTOP);
-	shell(t, here, "timeout 2 vmdedup volume push vol");
-	process_restart(&here->agent);
-	process_restart(&t->w->meta);
+	cut_only(t, here);
 	write_ids(t, here, volume, 50, 30, 7003);
 	write_ids(t, here, volume, 2000, 9, 7004);
 	/* What that is, its agent says now and then. */
@@ -238,15 +366,18 @@ static void case_recover(struct test *t)
 		die("a write to a diverged volume");
 	if (cache_file_close(here->cache, volume))
 		die("close");
+	recover_cut_off(t);
 	/* A name that is taken says so; without one there is always one. */
 	SHELL(t, here, "r=0; vmdedup volume recover vol base 2>said || r=$?; [ $r = 4 ] && "
 	      "grep 'there is an image base already: give another name' said");
 	SHELL(t, here, "vmdedup volume recover vol --json | jq -r .image >name; "
 	      "grep '^vol-recovered-20' name; vmdedup image rename $(cat name) rescued");
 	expect_image(t, "rescued", t->ids);
+	SHELL(t, here, "vmdedup volume detach r2 && vmdedup image rm r2");
 	SHELL(t, here, "[ \"$(vmdedup volume ls --json)\" = '[]' ] && "
 	      "[ \"$(vmdedup volume leases --json)\" = '[]' ]");
 	free(theirs);
+	recover_removed(t);
 }
 
 /* Ten clones whose own copies would be ten times the cache; what they write alike is kept once. */
@@ -354,7 +485,7 @@ static void case_trouble(struct test *t)
 	kill(t->w->meta.pid, SIGSTOP);
 	write_ids(t, h, volume, 100, 300, 8002);
 	expect_content(t, h, volume, t->ids);
-	SHELL(t, h, "r=0; timeout 3 vmdedup volume push vol || r=$?; [ $r = 124 ]");
+	SHELL(t, h, "r=0; timeout 10 vmdedup volume push vol || r=$?; [ $r = 124 ]");
 	await_trouble(t, "meta server has not answered for");
 	SHELL(t, h, "r=0; vmdedup status >said || r=$?; [ $r = 5 ]; "
 	      "grep 'push of vol waits: the meta server has not answered' said");
@@ -414,6 +545,10 @@ static void on_step(void *arg, int host, const char *name)
 {
 	struct test *t = arg;
 
+	if (!host && t->kill_at && !strcmp(name, t->kill_at) && !t->kill_after--) {
+		t->kill_at = NULL;
+		process_restart(&t->w->hosts[0].agent);
+	}
 	/* Not without end: a push whose blocks are taken away each time begins again each time. */
 	if (host || !t->collect || !strncmp(name, "message", 7) || t->steps++ % t->stride ||
 	    t->steps > 4 * t->stride)
@@ -456,7 +591,7 @@ static void case_collect(struct test *t)
 /* A version is read by all hosts at once, while its image is written. */
 static void case_readers(struct test *t)
 {
-	uint64_t writer, readers[WORLD_HOSTS];
+	uint64_t writer, readers[WORLD_HOSTS], throwaway;
 	uint32_t *base = malloc(sizeof(t->ids));
 	int i;
 
@@ -469,13 +604,29 @@ static void case_readers(struct test *t)
 		attach(t, i, "again", DM_DEDUP_VOL_READONLY, &readers[i]);
 	for (i = 0; i < WORLD_HOSTS; i++)
 		expect_content(t, &t->w->hosts[i], readers[i], base);
+	SHELL(t, NULL, "vmdedup image clone base throwaway --head");
+	attach(t, 0, "throwaway", DM_DEDUP_VOL_EPHEMERAL, &throwaway);
 	detach(t, 0, "base", writer);
-	SHELL(t, NULL, "vmdedup image rm base");
-	for (i = 0; i < WORLD_HOSTS; i++) {
+	/* Also when it is removed, and collected, and no cache has it. */
+	SHELL(t, NULL, "vmdedup image rm base again throwaway && vmdedup cluster gc --full");
+	for (i = 0; i < WORLD_HOSTS; i++)
 		cache_file_evict_all(t->w->hosts[i].cache);
+	SHELL(t, NULL, "[ $(vmdedup volume leases --json | jq 'map(select(.reader)) | length') = %d ]",
+	      WORLD_HOSTS + 1);
+	expect_content(t, &t->w->hosts[0], throwaway, base);
+	if (cache_file_write(t->w->hosts[0].cache, throwaway, 0, t->seen + 4096, 4096))
+		die("write to an ephemeral volume");
+	detach(t, 0, "throwaway", throwaway);
+	for (i = 0; i < WORLD_HOSTS; i++) {
 		expect_content(t, &t->w->hosts[i], readers[i], base);
+		if (i)
+			kill(t->w->meta.pid, SIGSTOP);
 		detach(t, i, "again", readers[i]);
+		kill(t->w->meta.pid, SIGCONT);
 	}
+	/* A detach that no meta server hears of is told later. */
+	SHELL(t, NULL, "for i in $(seq 300); do [ \"$(vmdedup volume leases --json)\" != '[]' ] || break; "
+	      "sleep 0.1; done; [ \"$(vmdedup volume leases --json)\" = '[]' ]");
 	free(base);
 }
 
@@ -509,7 +660,7 @@ static void case_resize(struct test *t)
 	expect_content(t, here, volume, t->ids);
 	write_ids(t, here, volume, 0, 3, 6002);
 	SHELL(t, NULL, "vmdedup image resize vol 261M && vmdedup image resize vol 300M && "
-	      "vmdedup image resize vol 300M && vmdedup image snapshot vol");
+	      "vmdedup image resize vol 300M && vmdedup image snapshot vol --head");
 	if (cache_file_grow(here->cache, volume))
 		die("the volume does not grow");
 	/* It has the size, and the root of before. */
@@ -599,6 +750,7 @@ static const struct {
 	{ "clone", case_clone },     { "recover", case_recover }, { "shared", case_shared },
 	{ "trouble", case_trouble }, { "collect", case_collect }, { "readers", case_readers },
 	{ "figures", case_figures }, { "rate", case_rate },	  { "resize", case_resize },
+	{ "snapshot", case_snapshot },
 };
 
 static void finish(struct test *t)

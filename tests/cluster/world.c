@@ -14,11 +14,12 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "world.h"
 
 #define ANSWER_MS 60000
-#define START_MS  30000
+#define START_MS  120000
 
 void die(const char *fmt, ...)
 {
@@ -154,13 +155,18 @@ static void process_init(struct world *w, struct process *p, const char *name, c
 	p->argv[2] = a3 ? a3 : p->conf;
 }
 
-int vmdedup_killed(struct world *w, unsigned int us, const char *const *argv)
+pid_t command_start(struct world *w, const char *const *argv)
 {
 	char log[200];
-	pid_t pid;
 
 	snprintf(log, sizeof(log), "%s/commands.log", w->dir);
-	pid = spawn(argv, log, w->conf);
+	return spawn(argv, log, w->conf);
+}
+
+int vmdedup_killed(struct world *w, unsigned int us, const char *const *argv)
+{
+	pid_t pid = command_start(w, argv);
+
 	if (us) {
 		usleep(us);
 		kill(pid, SIGKILL);
@@ -271,6 +277,19 @@ void host_wait(struct host *h)
 		if (!there)
 			poll(NULL, 0, 5);
 	}
+}
+
+uint64_t host_unpushed(struct host *h, size_t *volumes)
+{
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	uint64_t bytes = 0;
+	int r = cache_volumes(h->cache, &infos, volumes);
+
+	if (r)
+		die("volumes: %s", strerror(-r));
+	for (size_t i = 0; i < *volumes; i++)
+		bytes += infos[i].dirty_bytes;
+	return bytes;
 }
 
 int host_push(struct host *h, const char *name, uint64_t *version, struct error *err)

@@ -75,6 +75,8 @@ void host_wait(struct host *h);
 
 /* The command: its exit status (128 + signal). Output goes to a log. @vargs end with NULL. */
 int vmdedup(struct world *w, const char *arg, ...) __attribute__((sentinel));
+/* Starts a command: command_wait() is to come. */
+pid_t command_start(struct world *w, const char *const *argv);
 /* Waits for a child: its exit status, as vmdedup(). */
 int command_wait(pid_t pid);
 /* The same, killed after @us microseconds if it is still there. */
@@ -92,6 +94,8 @@ void world_empty(struct world *w);
 /* To the agent of @h; again until it has an answer that is not about the agent's own start. */
 int host_ask(struct host *h, Vmdedup__Request *req, struct net_reply *reply, struct error *err);
 
+/* Bytes that its cache holds unpushed, and of how many volumes it has a record. */
+uint64_t host_unpushed(struct host *h, size_t *volumes);
 /* *version (may be NULL): makes one. */
 int host_push(struct host *h, const char *name, uint64_t *version, struct error *err);
 int host_detach(struct host *h, const char *name, struct error *err);

@@ -44,7 +44,7 @@ static int put(void *ctx, const struct fp *hash, const uint8_t *data, size_t len
 	return 0;
 }
 
-static const struct recipe_ops ops = { get, put };
+static const struct recipe_ops ops = { .get = get, .put = put };
 
 static int visit(void *arg, uint64_t block, uint64_t run, const struct fp *fp)
 {

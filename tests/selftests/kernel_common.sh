@@ -47,7 +47,7 @@ start_agent() {
 		[ "$1" != -s ] || { opts+=("$2"); shift; }
 		shift
 	done
-	socket=$TEST_TMP/agent.$RANDOM
+	socket=$(mktemp -u "$TEST_TMP/agent.XXXXXXXX")
 	start channel_agent serve "${opts[@]}" "$uuid:$cache" "$socket" "$@"
 	agent_pid=$pid
 	wait_until 10 test -S "$socket"
@@ -60,6 +60,8 @@ agent() {
 stop_agent() {
 	kill -9 "$agent_pid" 2>/dev/null || return 0
 	wait "$agent_pid" 2>/dev/null || :
+	# (It may be the child of another shell, which then takes it from the table of processes.)
+	wait_until 10 eval '! kill -0 $agent_pid 2>/dev/null'
 }
 
 # attach NAME IMAGE BYTES [TABLE OPTION...]: removed in the end, with whatever waits in it
@@ -87,4 +89,57 @@ ended_badly() {
 	local r=0
 	wait "$1" 2>/dev/null || r=$?
 	[ $r != 0 ] || fail "process $1 saw no error"
+}
+
+# put OFFSET_SECTORS SECTORS SEED: pseudo-random data into $vol and into $TEST_TMP/ref
+put() {
+	make_image "$TEST_TMP/data" 1 "$3"
+	dd if="$TEST_TMP/data" of=$vol bs=512 seek="$1" count="$2" oflag=direct conv=notrunc status=none
+	dd if="$TEST_TMP/data" of="$TEST_TMP/ref" bs=512 seek="$1" count="$2" conv=notrunc status=none
+}
+
+# same: $vol holds what $TEST_TMP/ref does
+same() {
+	echo 3 >/proc/sys/vm/drop_caches
+	cmp "$TEST_TMP/ref" $vol
+}
+
+# field N: of what the agent says of the volume of the image img
+field() {
+	agent volumes | awk -v n="$1" '$2 == "img" {print $n}'
+}
+
+# waiting N: that many requests wait for the agent, or more
+waiting() {
+	[ "$(agent waiting)" -ge "$1" ]
+}
+
+# exchange TABLE [DEVICE]: another table for the device (raw0) below a cache, with I/O under way or not
+exchange() {
+	local device=${2-raw0}
+	dmsetup suspend --noflush --nolockfs "$device"
+	dmsetup load "$device" --table "$1"
+	dmsetup resume "$device"
+}
+
+# with_bad_slots DISK FROM COUNT: the table of a device that is $DISK, but that cannot read or write
+# COUNT slots of the cache on it, from FROM on; $data_start and $block say where they are, in bytes
+with_bad_slots() {
+	local size from len
+	size=$(sectors "$1")
+	from=$((data_start / 512 + $2 * block / 512))
+	len=$(($3 * block / 512))
+	echo "0 $from linear $1 0"
+	echo "$from $len error"
+	echo "$((from + len)) $((size - from - len)) linear $1 $((from + len))"
+}
+
+# sets $data_start, of the cache on DISK
+find_data_start() {
+	data_start=$(vmdedup cache dump --json "$1" | sed -n 's/.*"data_start":\([0-9]*\).*/\1/p')
+}
+
+# numbers of the CLEAN slots, in order
+clean_slots() {
+	agent clean | awk '$1 ~ /^[0-9]+$/ {print $1}' | sort -n
 }

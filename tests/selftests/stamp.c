@@ -2,8 +2,8 @@
 /*
  * stamp: writes that can be accounted for after a crash (tests/stamps.h)
  *
- *	stamp write [-f FIRST] [-r] [-z] DEVICE LOG SEED COUNT [EVERY [SYNC]]
- *	stamp verify [-z] DEVICE LOG SEED COUNT [BASE [EVERY]]
+ *	stamp write [-f FIRST] [-r] [-z] [-w SECTORS] [-b KIB] DEVICE LOG SEED COUNT [EVERY [SYNC]]
+ *	stamp verify [-z] [-w SECTORS] DEVICE LOG SEED COUNT [BASE [EVERY]]
  *	stamp prefix FILE SEED COUNT BASE
  *	stamp fill FILE BYTES SEED
  *
@@ -17,6 +17,8 @@
  *	-r		reads random sectors now and then, which must hold what was written last
  *			(else status 3)
  *	-z		with writes of zeros and discards (not with fua)
+ *	-w SECTORS	only the first so many sectors of DEVICE, the working set
+ *	-b KIB		at most so many KiB a second
  *
  * verify accepts in each sector the last operation that LOG says is durable, or any later one
  * that covers the sector and can have begun; where none is durable also what BASE
@@ -32,6 +34,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include <linux/aio_abi.h>
 #include <linux/fs.h>
@@ -46,6 +49,8 @@ struct args {
 	uint64_t count;
 	uint64_t every;
 	uint64_t first;
+	uint64_t sectors; /* of the working set; 0: all */
+	uint64_t kib;	  /* a second; 0: as fast as it goes */
 	const char *base;
 	bool fua;
 	bool zeros;
@@ -65,16 +70,17 @@ struct writer {
 	uint64_t rng;
 };
 
-static uint64_t sectors_of(int fd)
+/* Of the working set. */
+static uint64_t sectors_of(int fd, const struct args *a)
 {
+	uint64_t bytes, sectors = 0;
 	struct stat st;
-	uint64_t bytes;
 
 	if (!fstat(fd, &st) && S_ISREG(st.st_mode))
-		return st.st_size / STAMP_SECTOR;
-	if (ioctl(fd, BLKGETSIZE64, &bytes))
-		return 0;
-	return bytes / STAMP_SECTOR;
+		sectors = st.st_size / STAMP_SECTOR;
+	else if (!ioctl(fd, BLKGETSIZE64, &bytes))
+		sectors = bytes / STAMP_SECTOR;
+	return a->sectors && a->sectors < sectors ? a->sectors : sectors;
 }
 
 /* ---- write ---- */
@@ -150,11 +156,32 @@ static int read_back(struct writer *w, uint64_t n)
 	return 0;
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
+/* Until @bytes since @start are no more than were asked for. */
+static void pace(const struct args *a, uint64_t start, uint64_t bytes)
+{
+	uint64_t due = start + bytes * 1000000000ULL / (a->kib << 10);
+	struct timespec t = { .tv_sec = due / 1000000000ULL, .tv_nsec = due % 1000000000ULL };
+
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+}
+
 static int write_all(struct writer *w, const struct args *a)
 {
+	uint64_t start = now_ns(), bytes = 0;
 	int r;
 
 	for (uint64_t n = a->first; n <= a->count; n++) {
+		if (a->kib)
+			pace(a, start, bytes);
+		bytes += (uint64_t)w->stamps.ops[n].len * STAMP_SECTOR;
 		if (do_op(w, a, n))
 			return 2;
 		r = a->reads && n % 4 == 0 ? read_back(w, n) : 0;
@@ -200,8 +227,8 @@ static int do_write(const struct args *a)
 	w.log_is_device = !stat(a->log, &st) && S_ISBLK(st.st_mode);
 	w.log = w.log_is_device ? open(a->log, O_WRONLY | O_DIRECT) :
 				  open(a->log, O_WRONLY | O_CREAT | O_APPEND | O_DSYNC, 0644);
-	if (w.fd < 0 || w.sync_fd < 0 || w.log < 0 || !w.buf || !sectors_of(w.fd) ||
-	    stamps_init(&w.stamps, a->seed, a->count, sectors_of(w.fd), a->zeros) ||
+	if (w.fd < 0 || w.sync_fd < 0 || w.log < 0 || !w.buf || !sectors_of(w.fd, a) ||
+	    stamps_init(&w.stamps, a->seed, a->count, sectors_of(w.fd, a), a->zeros) ||
 	    (a->reads && read_base(&w, a)) || (a->fua && syscall(SYS_io_setup, 1, &w.aio))) {
 		perror(a->device);
 		return 1;
@@ -238,8 +265,8 @@ static int check_open(struct check *c, const struct args *a)
 		c->fd = open(a->device, O_RDONLY);
 	c->base = a->base ? open(a->base, O_RDONLY) : -1;
 	c->buf = aligned_alloc(4096, BUF_BYTES);
-	if (c->fd >= 0 && c->buf && sectors_of(c->fd) &&
-	    !stamps_init(&c->s, a->seed, a->count, sectors_of(c->fd), a->zeros))
+	if (c->fd >= 0 && c->buf && sectors_of(c->fd, a) &&
+	    !stamps_init(&c->s, a->seed, a->count, sectors_of(c->fd, a), a->zeros))
 		return 0;
 	perror(a->device);
 	return 1;
@@ -339,8 +366,9 @@ static int do_fill(const char *path, uint64_t bytes, uint64_t seed)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: stamp write [-f FIRST] [-r] [-z] DEVICE LOG SEED COUNT [EVERY [SYNC]]\n"
-			"       stamp verify [-z] DEVICE LOG SEED COUNT [BASE [EVERY]]\n"
+	fprintf(stderr, "usage: stamp write [-f FIRST] [-r] [-z] [-w SECTORS] [-b KIB] DEVICE LOG SEED "
+			"COUNT [EVERY [SYNC]]\n"
+			"       stamp verify [-z] [-w SECTORS] DEVICE LOG SEED COUNT [BASE [EVERY]]\n"
 			"       stamp prefix FILE SEED COUNT BASE\n"
 			"       stamp fill FILE BYTES SEED\n");
 	return 1;
@@ -356,11 +384,15 @@ int main(int argc, char **argv)
 		return do_fill(argv[2], strtoull(argv[3], NULL, 0), strtoull(argv[4], NULL, 0));
 	argc--;
 	argv++;
-	while ((opt = getopt(argc, argv, "f:rz")) != -1) {
+	while ((opt = getopt(argc, argv, "f:rzw:b:")) != -1) {
 		if (opt == '?')
 			return usage();
 		if (opt == 'f')
 			a.first = strtoull(optarg, NULL, 0);
+		if (opt == 'w')
+			a.sectors = strtoull(optarg, NULL, 0);
+		if (opt == 'b')
+			a.kib = strtoull(optarg, NULL, 0);
 		a.reads |= opt == 'r';
 		a.zeros |= opt == 'z';
 	}

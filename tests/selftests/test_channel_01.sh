@@ -102,6 +102,8 @@ fetch_timeout() {
 	stop_agent
 	attach vol0 img $size 3 read_only fetch_timeout 1
 	expect_error . dd if=/dev/mapper/vol0 of=/dev/null bs=4k count=1 skip=3500 iflag=direct
+	detach vol0
+	attach vol0 img $size 1 read_only
 	start_agent "img=$TEST_TMP/img"
 	cmp "$TEST_TMP/img" /dev/mapper/vol0
 }

@@ -34,22 +34,6 @@ forget() {
 	stop_agent
 }
 
-# put OFFSET_SECTORS SECTORS SEED
-put() {
-	make_image "$TEST_TMP/data" 1 "$3"
-	dd if="$TEST_TMP/data" of=$vol bs=512 seek="$1" count="$2" oflag=direct conv=notrunc status=none
-	dd if="$TEST_TMP/data" of="$TEST_TMP/ref" bs=512 seek="$1" count="$2" conv=notrunc status=none
-}
-
-same() {
-	echo 3 >/proc/sys/vm/drop_caches
-	cmp "$TEST_TMP/ref" $vol
-}
-
-waiting() {
-	[ "$(agent waiting)" -ge "$1" ]
-}
-
 wrong_answers() {
 	setup -f -m
 	attach vol0 img $size
@@ -106,6 +90,7 @@ dies_in_call() {
 	echo "# $step"
 	put $((RANDOM % 8000)) $((1 + RANDOM % 5000)) $RANDOM
 	put 4096 512 $RANDOM		# a whole block: its own slot becomes the base
+	put 9000 1 $RANDOM		# and another one: a stage has two
 	agent die "$step"
 	expect_error "" agent push img
 	reborn

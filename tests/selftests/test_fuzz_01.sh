@@ -6,14 +6,14 @@
 #
 # Random calls on the channel, with I/O, suspends, reloads and deaths of the agent at the same time:
 # the kernel complains of nothing, nothing hangs, and a volume that no random call names stays right, as
-# does all of another cache. FUZZ_SECONDS (12) and FUZZ_SEED may be set; the seed is printed.
+# does all of another cache. FUZZ_CALLS (8000) and FUZZ_SEED may be set; the seed is printed.
 
 . "${0%/*}/test_common.sh"
 . "${0%/*}/kernel_common.sh"
 
-seconds=${FUZZ_SECONDS:-12}
+calls=${FUZZ_CALLS:-8000}
 seed=${FUZZ_SEED:-$RANDOM$RANDOM}
-echo "# FUZZ_SEED=$seed FUZZ_SECONDS=$seconds"
+echo "# FUZZ_SEED=$seed FUZZ_CALLS=$calls"
 size=$((8 << 20))
 
 # The other cache has a good agent.
@@ -79,25 +79,25 @@ cleanup_fn victims detach
 victims make_victim
 stop_agent
 guards=()
-start channel_fuzz guard /dev/mapper/safe "$TEST_TMP/safe.ref" "$seconds" "$seed"
+start channel_fuzz guard /dev/mapper/safe "$TEST_TMP/safe.ref" 100000 "$seed"
 guards+=("$pid")
-start channel_fuzz guard /dev/mapper/quiet "$TEST_TMP/quiet.ref" "$seconds" "$seed"
+start channel_fuzz guard /dev/mapper/quiet "$TEST_TMP/quiet.ref" 100000 "$seed"
 guards+=("$pid")
 tormentors=()
 for v in vic0 vic1 vic2; do
 	start torment $v
 	tormentors+=("$pid")
 done
-channel_fuzz agents "$uuid" "$TEST_TMP/safe" $((seconds + 2)) "$seed"
+channel_fuzz agents "$uuid" "$TEST_TMP/safe" "$calls" "$seed"
+# Everything ends, with a good agent.
+start_agent "safe=$TEST_TMP/safe" "vic0=$TEST_TMP/vic0" "vic1=$TEST_TMP/vic1" "vic2=$TEST_TMP/vic2"
+kill -TERM "${guards[@]}"
 for p in "${guards[@]}"; do
 	wait "$p"
 done
 for p in "${tormentors[@]}"; do
 	stop "$p"
 done
-
-# Everything ends, with a good agent.
-start_agent "safe=$TEST_TMP/safe" "vic0=$TEST_TMP/vic0" "vic1=$TEST_TMP/vic1" "vic2=$TEST_TMP/vic2"
 echo 3 >/proc/sys/vm/drop_caches
 cmp "$TEST_TMP/safe.ref" /dev/mapper/safe
 cmp "$TEST_TMP/quiet.ref" /dev/mapper/quiet

@@ -17,7 +17,7 @@ new_cache() {
 	size=$(sectors "$raw")
 	dm_create disk0 "0 $size linear $raw 0"
 	format_cache /dev/mapper/disk0 --block-size 65536
-	data_start=$(vmdedup cache dump --json /dev/mapper/disk0 | sed -n 's/.*"data_start":\([0-9]*\).*/\1/p')
+	find_data_start /dev/mapper/disk0
 	open_cache cache0 /dev/mapper/disk0
 	head -c 4M "$TEST_TMP/seed" >"$TEST_TMP/img"
 	rm -f "$TEST_TMP/img.head"
@@ -198,9 +198,7 @@ mode_is() {
 }
 
 load_disk0() {
-	dmsetup suspend --noflush --nolockfs disk0
-	dmsetup load disk0 --table "$1"
-	dmsetup resume disk0
+	exchange "$1" disk0
 }
 
 # First the journal cannot be written, then all I/O fails. There are two events, and no process hangs.
@@ -290,6 +288,32 @@ disk_takes_no_writes() {
 	dmsetup remove --retry vol0
 	stop_agent
 	dmsetup remove --retry cache0
+	dmsetup create cache0 --table "0 $size dedup-cache /dev/mapper/disk0"
+	start_agent "img=$TEST_TMP/img"
+	dmsetup create vol0 --table "$(table $((4 << 20)))"
+	cmp $vol "$TEST_TMP/ref"
+}
+
+# One flush of a guest fails, and the next one passes: what the disk has lost nobody knows.
+flush_fails() {
+	setup_bad_disk
+	dmsetup message cache0 0 commit
+	start event_of_cache "$(events)"
+	local waiter=$pid
+	bad_disk 0 "$size"
+	expect_error "Input/output" dd if=/dev/null of=$vol conv=notrunc,fsync status=none
+	load_disk0 "0 $size linear $raw 0"
+	wait_until 20 mode_is ro
+	wait "$waiter"
+	[ "$(cache_status cache0 bad)" = 0 ]
+	expect_error "Input/output|Read-only" \
+		dd if=/dev/zero of=$vol bs=4k seek=700 count=1 oflag=direct,dsync
+	expect_error . dmsetup message cache0 0 evict 10
+	cmp -n 65536 -i 2M $vol "$TEST_TMP/ref"
+	dmsetup remove --retry vol0
+	stop_agent
+	dmsetup remove --retry cache0
+	# What was committed before is all there.
 	dmsetup create cache0 --table "0 $size dedup-cache /dev/mapper/disk0"
 	start_agent "img=$TEST_TMP/img"
 	dmsetup create vol0 --table "$(table $((4 << 20)))"
@@ -414,6 +438,7 @@ run_case "another size, and no agent" size_without_agent
 run_case "without an agent: suspend, fail_parked, removal" without_agent
 run_case "a disk that fails: ro, failed, two events" disk_fails
 run_case "a disk that takes no writes" disk_takes_no_writes
+run_case "a flush that fails" flush_fails
 run_case "slots that cannot be written" slots_fail
 run_case "a disk that is gone while reads are parked" disk_gone_while_parked
 run_case "a disk that is unplugged" disk_unplugged

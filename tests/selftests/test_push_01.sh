@@ -15,22 +15,6 @@ make_image "$TEST_TMP/img" 16
 size=$((16 << 20))
 vol=/dev/mapper/vol0
 
-# put OFFSET_SECTORS SECTORS SEED: random data into the volume and into ref
-put() {
-	make_image "$TEST_TMP/data" 1 "$3"
-	dd if="$TEST_TMP/data" of=$vol bs=512 seek="$1" count="$2" oflag=direct conv=notrunc status=none
-	dd if="$TEST_TMP/data" of="$TEST_TMP/ref" bs=512 seek="$1" count="$2" conv=notrunc status=none
-}
-
-same() {
-	echo 3 >/proc/sys/vm/drop_caches
-	cmp "$TEST_TMP/ref" $vol
-}
-
-field() {
-	agent volumes | awk -v n="$1" '$2 == "img" {print $n}'
-}
-
 setup() {
 	rm -f "$TEST_TMP/img.head"
 	make_image "$TEST_TMP/img" 16

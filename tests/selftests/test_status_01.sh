@@ -160,7 +160,7 @@ options() {
 	expect_fields cache0 max_memory=$((200 << 20))
 	mark_log
 	expect_error . dmsetup reload cache0 --table "0 $n dedup-cache $disk 2 max_memory 1"
-	expect_log "takes [0-9]* MiB of memory now, max_memory is 1 MiB"
+	expect_log "needs [0-9]* MiB of memory now, max_memory is 1 MiB"
 	expect_error . dmsetup reload cache0 --table \
 		"0 $n dedup-cache $disk 4 low_watermark 30 high_watermark 20"
 	expect_log "low_watermark must be below"

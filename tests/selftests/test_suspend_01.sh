@@ -51,6 +51,54 @@ flush() {
 	wait "$reader"
 }
 
+none_waits() {
+	[ "$(cache_status cache1 waiting)" = 0 ]
+}
+
+some_wait() {
+	[ "$(cache_status cache1 waiting)" = 8 ]
+}
+
+# While a read is on the disk and others are parked, a noflush suspend is interrupted: what it has taken
+# back comes in again, and waits again. No reader sees an error.
+noflush_interrupted() {
+	local raw i suspender readers=()
+	raw=$(make_disk 128)
+	dm_create disk1 "0 $(sectors "$raw") linear $raw 0"
+	format_cache /dev/mapper/disk1
+	open_cache cache1 /dev/mapper/disk1
+	start_agent "img=$TEST_TMP/img"
+	attach vol1 img $size
+	dd if=/dev/mapper/vol1 of="$TEST_TMP/out.0" bs=256k count=1 iflag=direct status=none
+	agent hold
+	dmsetup suspend --noflush --nolockfs disk1
+	for i in 0 2 3 4 5 6 7 8 9; do
+		start dd if=/dev/mapper/vol1 of="$TEST_TMP/out.$i" bs=256k skip=$i count=1 \
+			iflag=direct status=none
+		readers+=("$pid")
+	done
+	cleanup_fn dmsetup message vol1 0 fail_parked
+	cleanup_fn dmsetup resume disk1
+	for ((i = 0; i < 6; i++)); do
+		wait_until 20 some_wait
+		# So that its own worker comes before it where a kernel can be preempted.
+		start chrt --idle 0 dmsetup suspend --noflush --nolockfs vol1
+		suspender=$pid
+		wait_until 20 none_waits
+		kill "$suspender"
+		ended_badly "$suspender"
+	done
+	wait_until 20 some_wait
+	dmsetup resume disk1
+	agent answer
+	for i in "${readers[@]}"; do
+		wait "$i"
+	done
+	for i in 0 2 3 4 5 6 7 8 9; do
+		cmp -i $((i << 18)):0 -n $((1 << 18)) "$TEST_TMP/img" "$TEST_TMP/out.$i"
+	done
+}
+
 # (Direct reads: the page cache would ask a second time for what failed.)
 fail_parked() {
 	start_agent -h "img=$TEST_TMP/img"
@@ -97,9 +145,39 @@ two_caches() {
 	! cmp -s "$TEST_TMP/img2" "$TEST_TMP/img"
 }
 
+# One cache is being closed on a disk that hangs: the volumes of another one come and go.
+hanging_disk() {
+	local raw remover
+	raw=$(make_disk 128)
+	dm_create disk1 "0 $(sectors "$raw") linear $raw 0"
+	format_cache /dev/mapper/disk1
+	dm_create cache1 "0 $(sectors "$raw") dedup-cache /dev/mapper/disk1"
+	start_agent "img=$TEST_TMP/img"
+	dmsetup suspend --noflush --nolockfs disk1
+	start dmsetup remove cache1
+	remover=$pid
+	cleanup_fn dmsetup resume disk1
+	cleanup_fn detach vol0
+	wait_until 20 eval '! dmsetup info cache1 >/dev/null 2>&1'
+	start attach vol0 img $size
+	wait_until 60 ended "$pid"
+	cmp "$TEST_TMP/img" /dev/mapper/vol0
+	start dmsetup remove vol0
+	wait_until 60 ended "$pid"
+	kill -0 "$remover"
+	dmsetup resume disk1
+	wait "$remover"
+}
+
+ended() {
+	! kill -0 "$1" 2>/dev/null
+}
+
 run_case "noflush suspend takes back what waits" noflush
 run_case "suspend waits, interruptibly" flush
+run_case "a noflush suspend that is interrupted" noflush_interrupted
 run_case "fail_parked" fail_parked
 run_case "remove --force without an agent" by_force
 run_case "two caches" two_caches
+run_case "a disk that hangs while its cache is closed" hanging_disk
 finish

@@ -44,6 +44,67 @@ cache_disks() {
 	refused "in use by another cache" "0 $n dedup-cache $disk"
 }
 
+# Another cache's disk in the table of a cache that is in use: its agent reads through this device.
+cache_of_another() {
+	local second
+	second=$(make_disk 128)
+	format_cache "$second"
+	attach vol0 img $((4 << 20))
+	mark_log
+	expect_error . dmsetup load cache0 --table "0 $n dedup-cache $second"
+	expect_log "the cache on another disk"
+	dmsetup load cache0 --table "0 $n dedup-cache $disk"
+	dmsetup resume cache0
+	cmp "$TEST_TMP/img" /dev/mapper/vol0
+	dmsetup remove vol0
+}
+
+# The same, when the device has been something else in between: its agent still reads through it.
+cache_of_another_later() {
+	local first second first_uuid=$uuid
+	first=$(make_disk 128)
+	second=$(make_disk 128)
+	format_cache "$first"
+	format_cache "$second"
+	dm_create cache1 "0 $n dedup-cache $first"
+	cache=/dev/mapper/cache1 uuid=$(cache_status cache1 uuid)
+	cp "$TEST_TMP/img" "$TEST_TMP/img1"
+	start_agent "img1=$TEST_TMP/img1"
+	attach vol1 img1 $((4 << 20))
+	exchange "0 $n zero" cache1
+	mark_log
+	expect_error . dmsetup load cache1 --table "0 $n dedup-cache $second"
+	expect_log "the cache on another disk"
+	refused "not a dedup-cache device" "0 8192 dedup $cache other"
+	refused "in use by another cache" "0 $n dedup-cache $first"
+	cmp "$TEST_TMP/img1" /dev/mapper/vol1
+	detach vol1
+	stop_agent
+	# Nobody has the first cache any more.
+	exchange "0 $n dedup-cache $second" cache1
+	[ "$(cache_status cache1 uuid)" != "$uuid" ]
+	dmsetup remove cache1
+	cache=/dev/mapper/cache0 uuid=$first_uuid
+}
+
+# The same disk under another name, or a copy of one, is refused before anything is written to it.
+cache_twice() {
+	local copy sum
+	copy=$(make_disk 128)
+	attach vol0 img $((4 << 20))
+	dmsetup message cache0 0 commit
+	cp "$disk" "$copy"
+	sum=$(sha256sum <"$copy")
+	dm_create same "0 $n linear $disk 0"
+	refused "is open already" "0 $n dedup-cache /dev/mapper/same"
+	[ "$(sha256sum <"$disk")" = "$sum" ]
+	refused "is open already" "0 $n dedup-cache $copy"
+	[ "$(sha256sum <"$copy")" = "$sum" ]
+	dmsetup remove same
+	cmp "$TEST_TMP/img" /dev/mapper/vol0
+	dmsetup remove vol0
+}
+
 cache_memory() {
 	local small
 	small=$(make_disk 1024)
@@ -79,10 +140,34 @@ second_attach() {
 	dmsetup resume vol0
 	dmsetup table vol0 | grep -q "dedup [0-9:]* img 2 fetch_timeout 60"
 	cmp "$TEST_TMP/img" /dev/mapper/vol0
+	# But none of another image, as when its name means another one now.
+	mark_log
+	expect_error . dmsetup reload vol0 --table "0 8192 dedup $cache other"
+	expect_log "The device has another image"
+	cmp "$TEST_TMP/img" /dev/mapper/vol0
 	attach vol1 other $((4 << 20)) 1 read_only
 	expect_error . dd if=/dev/zero of=/dev/mapper/vol1 bs=4k count=1 oflag=direct
 	cmp "$TEST_TMP/other" /dev/mapper/vol1
 	[ "$(dmsetup ls | grep -c .)" = 3 ]
+}
+
+# A host that crashes with a volume that is ephemeral: nobody may go on with it and believe that it is pushed.
+left_ephemeral() {
+	attach vol0 img $((4 << 20)) 1 ephemeral
+	head -c 64K "$TEST_TMP/other" >"$TEST_TMP/written"
+	dd if="$TEST_TMP/written" of=/dev/mapper/vol0 bs=64k seek=3 oflag=direct,dsync status=none
+	stop_agent
+	dmsetup remove vol0
+	for with in agent none; do
+		[ "$with" = none ] || start_agent "img=$TEST_TMP/img" "other=$TEST_TMP/other"
+		mark_log
+		expect_error . dmsetup create vol0 --table "0 8192 dedup $cache img"
+		expect_log "was opened ephemeral and not detached"
+		[ "$with" = none ] || stop_agent
+	done
+	start_agent "img=$TEST_TMP/img" "other=$TEST_TMP/other"
+	dmsetup create vol0 --table "0 8192 dedup $cache img 1 ephemeral"
+	cmp -i 196608:0 -n 65536 /dev/mapper/vol0 "$TEST_TMP/written"
 }
 
 window() {
@@ -102,9 +187,13 @@ in_use() {
 
 run_case "cache tables" cache_lines
 run_case "cache disks" cache_disks
+run_case "a cache that is open already" cache_twice
+run_case "the device of another cache" cache_of_another
+run_case "the device of another cache, later" cache_of_another_later
 run_case "memory and length" cache_memory
 run_case "volume tables" volume_lines
 run_case "one device for an image" second_attach
 run_case "the window is read-only, its ends are zeros" window
 run_case "what is in use cannot be removed" in_use
+run_case "an ephemeral volume that was left" left_ephemeral
 finish

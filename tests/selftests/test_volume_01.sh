@@ -164,6 +164,47 @@ resize() {
 	expect_status 3 "not attached on this host" vmdedup volume resize two 128M
 }
 
+# Nobody is there to take it: the device stays, and what was written.
+handover_to_nobody() {
+	vmdedup volume attach two --name vol-two
+	cp /dev/mapper/vol-two "$TEST_TMP/two"
+	for cold in "" --cold; do
+		expect_status 3 "knows no agent of a host nosuch" \
+			vmdedup volume handover vol-two --to nosuch $cold
+		[ "$(json '.[0] | .device + " " + .state' vmdedup volume ls)" = "vol-two open" ]
+		cmp /dev/mapper/vol-two "$TEST_TMP/two"
+	done
+	vmdedup volume detach vol-two
+}
+
+# The attached image gets another name, and another image its name: what is said of the device is the first's.
+renamed() {
+	local small=$((40 << 20)) bytes=$((64 << 20)) uuid
+	vmdedup image clone base moving
+	vmdedup volume attach moving --name vol-moving
+	exec 9<>/dev/mapper/vol-moving
+	uuid=$(json .uuid vmdedup image show moving)
+	vmdedup image rename moving moved
+	vmdedup image clone base moving
+	head -c 1M /dev/urandom | dd of=/dev/mapper/vol-moving bs=64K seek=20 conv=fsync,notrunc status=none
+	expect_status 4 "moving is another image by now" vmdedup volume resize moving 64M
+	[ "$(json .size vmdedup volume resize vol-moving 64M)" = $bytes ]
+	[ "$(blockdev --getsize64 /dev/mapper/vol-moving)" = $bytes ]
+	cp /dev/mapper/vol-moving "$TEST_TMP/moved"
+	[ "$(json '.[] | select(.device == "vol-moving").uuid' vmdedup volume ls)" = "$uuid" ]
+	vmdedup volume push vol-moving
+	vmdedup image verify moved --against "$TEST_TMP/moved"
+	vmdedup image verify moving --against "$TEST_TMP/image"
+	[ "$(json .size vmdedup volume resize moved 65M)" = $((65 << 20)) ]
+	[ "$(json .size vmdedup volume resize "$uuid" 66M)" = $((66 << 20)) ]
+	[ "$(blockdev --getsize64 /dev/mapper/vol-moving)" = $((66 << 20)) ]
+	[ "$(json .size vmdedup image show moving)" = $small ]
+	exec 9>&-
+	vmdedup volume detach vol-moving
+	[ "$(json length vmdedup volume ls)" = 0 ]
+	vmdedup image rm moving moved
+}
+
 # What was written is on this host's cache, pushed meanwhile (the agent pushes when a device goes) or not.
 no_push() {
 	vmdedup volume attach two --name vol-two
@@ -190,7 +231,7 @@ no_agent() {
 }
 
 for name in attach_reads_the_image write_push refusals detach read_only ephemeral plain_dmsetup \
-	no_push resize second_agent no_agent; do
+	no_push resize renamed handover_to_nobody second_agent no_agent; do
 	echo "# $name"
 	$name
 	case_n=$((case_n + 1))

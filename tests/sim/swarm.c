@@ -4,7 +4,8 @@
 #include "agent/prefetch.h"
 #include "swarm_impl.h"
 
-#define REDIRECT_BLOCKS	 65536
+#define REDIRECT_BLOCKS	 16384 /* of the data server */
+#define REDIRECT_PEERS	 16384
 #define END_NS		 (3600 * SIM_S)
 
 static void handle(struct swarm *w, const struct sim_event *e)
@@ -50,6 +51,7 @@ void swarm_defaults(struct swarm_params *p)
 		.rack_ns = 50 * SIM_US, .far_ns = 100 * SIM_US,
 		.block_shift = 18, .blocks = 4096, .touched = 256, .depth = 4,
 		.spread_ns = 100 * SIM_MS, .trace = true, .peers = true, .filters = true,
+		.state_racks = true,
 	};
 }
 
@@ -94,22 +96,26 @@ static int make_world(struct swarm *w)
 	w->servers = calloc(w->p.data_servers, sizeof(*w->servers));
 	w->nodes = calloc(nr, sizeof(*w->nodes));
 	w->racks = calloc(w->nr_racks, sizeof(*w->racks));
-	if (!w->hosts || !w->servers || !w->nodes || !w->racks || make_order(w))
+	w->addresses = calloc(w->p.hosts, sizeof(*w->addresses));
+	if (!w->hosts || !w->servers || !w->nodes || !w->racks || !w->addresses || make_order(w))
 		return -ENOMEM;
 	w->living = w->p.hosts;
 	for (i = 0; i < nr; i++)
 		w->nodes[i].rack = i < w->p.hosts ? i / w->p.rack_hosts :
 				   (i - w->p.hosts) * w->nr_racks / w->p.data_servers;
 	for (i = 0; i < w->p.data_servers; i++) {
-		w->servers[i].redirect = redirect_new(REDIRECT_BLOCKS);
+		w->servers[i].redirect = redirect_new(REDIRECT_BLOCKS, REDIRECT_PEERS);
 		if (!w->servers[i].redirect)
 			return -ENOMEM;
 	}
 	for (i = 0; i < w->p.hosts; i++) {
 		uint64_t at = w->p.spread_ns ? sim_random(&w->sim) % w->p.spread_ns : 0;
 
+		snprintf(w->addresses[i].endpoint, sizeof(w->addresses[i].endpoint), "tcp://%u:7403", i);
+		w->addresses[i].rack = w->p.state_racks ? w->nodes[i].rack + 1 : 0;
 		w->hosts[i].w = w;
 		w->hosts[i].n = i;
+		at += i ? w->p.early_ns : 0;
 		sim_at(&w->sim, at, EV_BEGIN, i, 0, NULL);
 		if (sim_random(&w->sim) % 100 < w->p.kill_percent)
 			sim_at(&w->sim, at + sim_random(&w->sim) % SIM_S, EV_DIE, i, 0, NULL);
@@ -139,6 +145,8 @@ static int collect(struct swarm *w)
 		r->dead += h->dead;
 		if (!h->dead && h->ended_ns)
 			r->times_ns[r->complete++] = h->ended_ns - h->began_ns;
+		if (!h->dead && h->ended_ns && i >= w->p.slow_hosts)
+			r->others_ns = MAX(r->others_ns, h->ended_ns - h->began_ns);
 		if (!h->links)
 			continue;
 		sources_stats(links_sources(h->links), &stats);
@@ -180,6 +188,7 @@ static void end_world(struct swarm *w)
 	free(w->servers);
 	free(w->nodes);
 	free(w->racks);
+	free(w->addresses);
 	free(w->order);
 	free(w->trace);
 	sim_free(&w->sim);

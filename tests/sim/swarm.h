@@ -17,8 +17,9 @@
 struct swarm_params {
 	uint64_t seed;
 	unsigned int hosts, volumes;	 /* @volumes: clones of the image on each host */
-	unsigned int data_servers;	 /* one to a rack, as far as there are racks */
+	unsigned int data_servers;	 /* at most 64; one to a rack, as far as there are racks */
 	unsigned int rack_hosts;
+	bool state_racks;		 /* hosts say in which one they are */
 	double oversubscription;	 /* of a rack's uplink, by its hosts' links */
 	uint64_t host_rate, data_rate;	 /* bytes a second, in and out */
 	uint64_t hash_rate, disk_rate;	 /* bytes a second, of a host */
@@ -30,6 +31,8 @@ struct swarm_params {
 	unsigned int depth;		 /* reads of a guest at a time */
 	uint64_t think_ns;		 /* between the starts of two reads */
 	uint64_t spread_ns;		 /* hosts begin within so long */
+	uint64_t early_ns;		 /* host 0 begins so long before the others */
+	unsigned int slow_hosts;	 /* the first so many have links of a tenth */
 	bool trace;			 /* an earlier boot has left one */
 	bool peers;
 	bool filters;
@@ -39,6 +42,7 @@ struct swarm_params {
 struct swarm_result {
 	unsigned int complete, dead;
 	uint64_t *times_ns;	/* of the hosts that live, sorted; free() */
+	uint64_t others_ns;	/* the worst of those that are not slow */
 	uint64_t unique_bytes;	/* of what a host reads */
 	uint64_t data_bytes, data_messages, data_redirects;
 	uint64_t peer_bytes, far_bytes; /* @far_bytes: between racks */

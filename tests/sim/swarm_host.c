@@ -31,6 +31,7 @@ static void op_send_blocks(void *ctx, unsigned int peer, const struct link_ask *
 
 	m->peer = peer;
 	m->nr = nr;
+	m->wait_ms = asks[0].wait_ms;
 	for (i = 0; i < nr; i++)
 		m->items[i] = (struct item){ .id = asks[i].id, .block = block_of(&asks[i].fp) };
 	packet_hop(h->w, m);
@@ -55,8 +56,10 @@ static bool op_send_filter(void *ctx, unsigned int peer, uint64_t generation, ui
 static void op_ask_data(void *ctx, uint64_t id, const struct fp *fp, bool serve)
 {
 	struct host *h = ctx;
-	struct wanted *d = &h->wanted[fp_shard(fp) % h->w->p.data_servers];
+	unsigned int server = fp_shard(fp) % h->w->p.data_servers;
+	struct wanted *d = &h->wanted[server];
 
+	h->wants |= 1ULL << server;
 	if (d->nr == d->room) {
 		d->room = d->room ? 2 * d->room : 16;
 		d->asks = realloc(d->asks, d->room * sizeof(*d->asks));
@@ -88,14 +91,30 @@ static void send_wanted(struct host *h, unsigned int server)
 		d->under_way++;
 		packet_hop(h->w, m);
 	}
+	if (!d->nr)
+		h->wants &= ~(1ULL << server);
+}
+
+static void free_block(struct bytes *b)
+{
+	free(b);
+}
+
+/* A block's length without its bytes. */
+static struct bytes *block_new(const struct host *h)
+{
+	struct bytes *b = malloc(sizeof(*b));
+
+	if (b)
+		*b = (struct bytes){ b, (size_t)1 << h->w->p.block_shift, free_block };
+	return b;
 }
 
 static void op_done(void *ctx, void *arg, int r, enum source_kind from, const void *data, size_t len)
 {
 	struct host *h = ctx;
 
-	agent_get_done(h->agent, (uintptr_t)arg, r, from == SOURCE_PEER, r ? NULL : malloc(1),
-		       (size_t)1 << h->w->p.block_shift);
+	agent_get_done(h->agent, (uintptr_t)arg, r, from == SOURCE_PEER, r ? NULL : block_new(h));
 }
 
 static void op_gone(void *ctx, unsigned int peer)
@@ -208,6 +227,11 @@ static void new_filter(struct host *h)
 	h->filter_ns = h->w->sim.now + FILTER_S * SIM_S;
 }
 
+static void op_settled(void *ctx, const struct fp *fp)
+{
+	packet_settled(ctx, fp);
+}
+
 static void op_have(void *ctx, const struct fp *fp)
 {
 	struct host *h = ctx;
@@ -296,7 +320,7 @@ static const struct agent_ops agent_ops = {
 	.fail = op_fail, .reply = op_reply, .fence = op_fence, .resolve = op_resolve,
 	.get = op_get, .image = op_image, .lease = op_lease, .have = op_have,
 	.trace_get = op_trace_get, .trace_put = op_trace_put, .want_push = op_want_push,
-	.discard = op_discard,
+	.discard = op_discard, .settled = op_settled,
 };
 
 /* ---- a host's time ---- */
@@ -304,18 +328,18 @@ static const struct agent_ops agent_ops = {
 void host_turn(struct host *h)
 {
 	struct swarm *w = h->w;
-	uint64_t next;
-	unsigned int i;
+	uint64_t next, set;
 
 	if (agent_next_ns(h->agent) <= w->sim.now)
 		agent_tick(h->agent);
 	if (h->filter && w->sim.now >= h->filter_ns)
 		new_filter(h);
+	packet_expire(h, w->sim.now);
 	links_run(h->links);
-	for (i = 0; i < w->p.data_servers; i++)
-		if (h->wanted[i].nr)
-			send_wanted(h, i);
+	for (set = h->wants; set; set &= set - 1)
+		send_wanted(h, (unsigned int)__builtin_ctzll(set));
 	next = MIN(links_next_ns(h->links), agent_next_ns(h->agent));
+	next = MIN(next, parked_next_ns(h->parked));
 	/* The daemon waits in whole milliseconds. */
 	next = MAX(next, w->sim.now + SIM_MS);
 	if (h->timer_ns > w->sim.now && h->timer_ns <= next)
@@ -328,30 +352,35 @@ void host_turn(struct host *h)
 /* As peers_run() does before anything else. */
 static void look_at_connections(struct host *h)
 {
-	const struct source_peer *sp;
-	unsigned int i;
+	uint64_t set = links_watched(h->links);
 
-	for (i = 0; i < SOURCES_MAX_PEERS; i++) {
-		sp = sources_peer_at(links_sources(h->links), i);
+	for (; set; set &= set - 1) {
+		unsigned int i = (unsigned int)__builtin_ctzll(set);
+		const struct source_peer *sp = sources_peer_at(links_sources(h->links), i);
+
 		if (sp)
 			links_connection(h->links, i, is_there(&h->w->hosts[host_of(&sp->address)]));
 	}
 }
 
-/* As the meta server's: a quarter at random, the others, who have the image in common, from a random
- * place on. */
+/* As the meta server's: half of the same rack, where they are stated; a quarter at random; the others,
+ * who have the image in common, from a random place on. */
 static void suggest_peers(struct host *h)
 {
 	struct swarm *w = h->w;
 	struct peer_address list[PEERS_SET];
 	uint32_t from = (uint32_t)(sim_random(&w->sim) % w->p.hosts), other;
+	uint32_t rack = w->nodes[h->n].rack * w->p.rack_hosts, here = MIN(w->p.rack_hosts, w->p.hosts - rack);
 	unsigned int i, n = 0;
 
 	for (i = 0; i < PEERS_SET; i++) {
-		other = i < PEERS_SET / 4 * 3 ? (from + i) % w->p.hosts :
-			(uint32_t)(sim_random(&w->sim) % w->p.hosts);
+		if (i < PEERS_SET / 2 && w->p.state_racks)
+			other = rack + (from + i) % here;
+		else
+			other = i < PEERS_SET / 4 * 3 ? (from + i) % w->p.hosts :
+				(uint32_t)(sim_random(&w->sim) % w->p.hosts);
 		if (other != h->n)
-			list[n++] = address_of(other);
+			list[n++] = w->addresses[other];
 	}
 	links_suggest(h->links, list, n);
 }
@@ -363,16 +392,16 @@ static void host_begin(struct host *h)
 	struct dm_dedup_hello hello = {
 		.nr_slots = w->p.touched * 2ULL + 64, .block_shift = w->p.block_shift,
 	};
-	struct peer_address self = address_of(h->n);
 	unsigned int i;
 
 	h->began_ns = w->sim.now;
 	h->agent = agent_new(&agent_ops, h, &params);
-	h->links = links_new(&link_ops, h, w->p.peers ? &self : NULL, w->p.filters ? 1ULL << 30 : 0);
-	h->serving = serving_new(1024);
+	h->links = links_new(&link_ops, h, w->p.peers ? &w->addresses[h->n] : NULL, w->p.filters ? 1ULL << 30 : 0);
+	h->serving = serving_new(64); /* less than a daemon has: few are busy, and it is memory */
+	h->parked = parked_new();
 	h->wanted = calloc(w->p.data_servers, sizeof(*h->wanted));
 	h->volumes = calloc(w->p.volumes, sizeof(*h->volumes));
-	if (!h->agent || !h->links || !h->serving || !h->wanted || !h->volumes ||
+	if (!h->agent || !h->links || !h->serving || !h->parked || !h->wanted || !h->volumes ||
 	    agent_connected(h->agent, &hello, NULL, 0))
 		abort();
 	links_set_block_shift(h->links, w->p.block_shift);
@@ -447,6 +476,7 @@ void host_event(struct host *h, const struct sim_event *e)
 
 void host_end(struct host *h)
 {
+	struct parked_ask *ask;
 	unsigned int i;
 
 	for (i = 0; h->links && i < h->w->p.data_servers; i++)
@@ -461,4 +491,7 @@ void host_end(struct host *h)
 	agent_free(h->agent);
 	host_filter_free(h->filter);
 	serving_free(h->serving);
+	while (h->parked && (ask = parked_expired(h->parked, UINT64_MAX)))
+		packet_free(h->w, packet_of(ask));
+	parked_free(h->parked);
 }

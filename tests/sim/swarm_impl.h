@@ -10,6 +10,7 @@
 #include "agent/core.h"
 #include "agent/host_filter.h"
 #include "agent/links.h"
+#include "agent/parked.h"
 #include "agent/serving.h"
 #include "base/cleanup.h"
 #include "engine.h"
@@ -44,6 +45,8 @@ struct packet {
 	uint64_t generation, additions, max;
 	struct host_filter_answer filter;
 	int filter_r;
+	unsigned int wait_ms;
+	struct parked_ask parked; /* with the host that is asked */
 	unsigned int nr;
 	struct item items[MAX_ITEMS];
 };
@@ -79,9 +82,11 @@ struct host {
 	struct agent *agent;
 	struct links *links;
 	struct serving *serving;
+	struct parked *parked;
 	struct host_filter *filter;
 	uint64_t filter_ns;
 	struct wanted *wanted; /* of each data server */
+	uint64_t wants;	       /* bits: of whom something is */
 	struct volume_sim *volumes;
 	uint64_t disk_free, next_slot, next_cookie, timer_ns, began_ns, ended_ns;
 	unsigned int complete; /* volumes */
@@ -105,6 +110,7 @@ struct swarm {
 	struct server *servers;
 	struct node *nodes;
 	struct rack *racks;
+	struct peer_address *addresses; /* of hosts */
 	unsigned int nr_racks, living;
 	uint64_t rack_rate;
 	uint32_t *order; /* in which a guest reads */
@@ -113,6 +119,11 @@ struct swarm {
 	struct packets spare;
 	unsigned int complete;
 };
+
+static inline struct packet *packet_of(struct parked_ask *ask)
+{
+	return (struct packet *)((char *)ask - offsetof(struct packet, parked));
+}
 
 /* ---- names ---- */
 
@@ -141,17 +152,15 @@ static inline uint32_t block_of(const struct fp *fp)
 	return block;
 }
 
-static inline struct peer_address address_of(uint32_t host)
-{
-	struct peer_address a = { .has_key = false };
-
-	snprintf(a.endpoint, sizeof(a.endpoint), "tcp://%u:7403", host);
-	return a;
-}
-
+/* The number in tcp://N:PORT. */
 static inline uint32_t host_of(const struct peer_address *a)
 {
-	return (uint32_t)strtoul(a->endpoint + 6, NULL, 10);
+	const char *p = a->endpoint + 6;
+	uint32_t n = 0;
+
+	for (; *p != ':'; p++)
+		n = n * 10 + (uint32_t)(*p - '0');
+	return n;
 }
 
 static inline bool bit(const uint8_t *bits, uint64_t i)
@@ -175,6 +184,8 @@ void packet_free(struct swarm *w, struct packet *m);
 /* It is where it is now: on to the next stage. */
 void packet_hop(struct swarm *w, struct packet *m);
 void packet_taken(struct swarm *w, struct packet *m); /* somebody reads it */
+void packet_settled(struct host *h, const struct fp *fp); /* for those that wait there */
+void packet_expire(struct host *h, uint64_t now);
 
 /* swarm_host.c */
 void host_event(struct host *h, const struct sim_event *e);

@@ -49,6 +49,13 @@ static uint64_t latency(struct swarm *w, const struct packet *m)
 	return w->nodes[m->from].rack == w->nodes[m->to].rack ? w->p.rack_ns : w->p.far_ns;
 }
 
+static uint64_t rate_of(const struct swarm *w, uint32_t node)
+{
+	if (node >= w->p.hosts)
+		return w->p.data_rate;
+	return node < w->p.slow_hosts ? w->p.host_rate / 10 : w->p.host_rate;
+}
+
 /* One stage after the other, each a whole message at a time: out of the node, up from its rack, down to
  * the other's, in. What carries no blocks is not held up by what does. */
 void packet_hop(struct swarm *w, struct packet *m)
@@ -56,20 +63,16 @@ void packet_hop(struct swarm *w, struct packet *m)
 	struct node *from = &w->nodes[m->from], *to = &w->nodes[m->to];
 	uint64_t now = w->sim.now, at = now;
 	bool far = from->rack != to->rack;
-	uint64_t from_rate = m->from < w->p.hosts ? w->p.host_rate : w->p.data_rate;
-	uint64_t to_rate = m->to < w->p.hosts ? w->p.host_rate : w->p.data_rate;
 
 	if (!m->bytes && m->stage < 4) {
 		m->stage = 4;
 		at = now + latency(w, m);
 	} else {
-		if (m->stage == 1)
-			sent_all(m);
 		if (m->stage == 1 && !far)
 			m->stage = 3;
 		switch (m->stage++) {
 		case 0:
-			at = sim_pipe(&from->out_free, now, m->bytes, from_rate);
+			at = sim_pipe(&from->out_free, now, m->bytes, rate_of(w, m->from));
 			break;
 		case 1:
 			at = sim_pipe(&w->racks[from->rack].up_free, now, m->bytes, w->rack_rate);
@@ -79,9 +82,11 @@ void packet_hop(struct swarm *w, struct packet *m)
 			at = sim_pipe(&w->racks[to->rack].down_free, now, m->bytes, w->rack_rate);
 			break;
 		case 3:
-			at = sim_pipe(&to->in_free, now, m->bytes, to_rate) + latency(w, m);
+			at = sim_pipe(&to->in_free, now, m->bytes, rate_of(w, m->to)) +
+			     latency(w, m);
 			break;
-		default: /* it is there: a processor takes it */
+		default: /* it is there: a processor takes it, and its sender knows that it has gone */
+			sent_all(m);
 			at = sim_busy(&to->cpu_free, now,
 				      w->p.message_ns + m->nr * w->p.block_ns +
 				      (m->to < w->p.hosts ? m->bytes * SIM_S / w->p.hash_rate : 0));
@@ -114,35 +119,29 @@ static void take_names(struct item *it, const struct peer_address *const *names,
 		it->named[i] = (uint16_t)host_of(names[i]);
 }
 
-/* As peer_server.c. What is in memory needs no disk. */
-static void peer_is_asked(struct host *h, struct packet *m)
+/* Bytes to be read from the disk for it: what is in memory needs none. */
+static uint64_t find_item(struct host *h, struct packet *m, struct item *it)
 {
-	const struct peer_address *names[REDIRECT_NAMES];
-	struct peer_address from = address_of(m->from);
-	uint64_t slot, seq, size = 1ULL << h->w->p.block_shift, read = 0;
+	uint64_t slot, seq;
+	struct fp fp = fp_of(it->block);
 	const void *data;
-	unsigned int i;
-	size_t nr, len;
+	size_t len;
 
-	for (i = 0; i < m->nr; i++) {
-		struct item *it = &m->items[i];
-		struct fp fp = fp_of(it->block);
-
-		it->r = serving_ask(h->serving, from.endpoint, &from, &fp, size, h->w->sim.now,
-				    &it->sent, names, &nr);
-		take_names(it, names, nr);
-		h->w->r->busy += it->r != 0;
-		if (it->r)
-			continue;
-		it->r = serving_find(h->agent, &fp, &slot, &seq, &data, &len);
-		if (it->r) {
-			serving_sent(it->sent);
-			it->sent = NULL;
-			continue;
-		}
-		read += data ? 0 : size;
-		serving_handed(h->serving, &from, &fp, h->w->sim.now);
+	it->r = serving_find(h->agent, &fp, &slot, &seq, &data, &len);
+	if (it->r) {
+		serving_sent(it->sent);
+		it->sent = NULL;
+		return 0;
 	}
+	serving_handed(h->serving, &h->w->addresses[m->from], &fp, h->w->sim.now);
+	return data ? 0 : 1ULL << h->w->p.block_shift;
+}
+
+static void peer_answers(struct host *h, struct packet *m, uint64_t read)
+{
+	uint64_t size = 1ULL << h->w->p.block_shift;
+	unsigned int i;
+
 	answer_to(m, PEER_SAYS);
 	for (i = 0; i < m->nr; i++)
 		m->bytes += m->items[i].r ? 0 : size;
@@ -151,12 +150,74 @@ static void peer_is_asked(struct host *h, struct packet *m)
 	       h->w->sim.now, EV_HOP, m->to, 0, m);
 }
 
+/* As peer_server.c. */
+static void peer_is_asked(struct host *h, struct packet *m)
+{
+	const struct peer_address *names[REDIRECT_NAMES];
+	const struct peer_address *from = &h->w->addresses[m->from];
+	uint64_t read = 0;
+	unsigned int i;
+	size_t nr;
+
+	for (i = 0; i < m->nr; i++) {
+		struct item *it = &m->items[i];
+		struct fp fp = fp_of(it->block);
+
+		it->r = serving_ask(h->serving, from->endpoint, from, &fp, 1ULL << h->w->p.block_shift,
+				    h->w->sim.now, &it->sent, names, &nr);
+		take_names(it, names, nr);
+		h->w->r->busy += it->r != 0;
+		if (!it->r)
+			read += find_item(h, m, it);
+		if (it->r == -EINPROGRESS && m->wait_ms && m->nr == 1 &&
+		    parked_add(h->parked, &m->parked, &fp, from->endpoint, h->w->sim.now, m->wait_ms))
+			return;
+	}
+	peer_answers(h, m, read);
+}
+
+void packet_settled(struct host *h, const struct fp *fp)
+{
+	const struct peer_address *names[REDIRECT_NAMES], *from;
+	struct parked_ask *ask;
+	size_t nr;
+
+	while ((ask = parked_take(h->parked, fp))) {
+		struct packet *m = packet_of(ask);
+		struct item *it = &m->items[0];
+		uint64_t read = 0;
+
+		from = &h->w->addresses[m->from];
+		it->sent = serving_admit(h->serving, from->endpoint, 1ULL << h->w->p.block_shift,
+					 h->w->sim.now);
+		h->w->r->busy += !it->sent;
+		if (it->sent) {
+			read = find_item(h, m, it);
+		} else {
+			serving_busy(h->serving, from, fp, h->w->sim.now, names, &nr);
+			take_names(it, names, nr);
+			it->r = nr ? -EREMOTE : -EBUSY;
+		}
+		peer_answers(h, m, read);
+	}
+}
+
+void packet_expire(struct host *h, uint64_t now)
+{
+	struct parked_ask *ask;
+
+	while ((ask = parked_expired(h->parked, now))) {
+		packet_of(ask)->items[0].r = -EINPROGRESS;
+		peer_answers(h, packet_of(ask), 0);
+	}
+}
+
 static void named_to(struct swarm *w, const struct item *it, struct peer_address *named)
 {
 	unsigned int i;
 
 	for (i = 0; i < it->nr_named; i++)
-		named[i] = address_of(it->named[i]);
+		named[i] = w->addresses[it->named[i]];
 }
 
 static void peer_says(struct host *h, struct packet *m)
@@ -178,7 +239,7 @@ static void data_is_asked(struct swarm *w, struct packet *m)
 {
 	struct server *s = &w->servers[m->to - w->p.hosts];
 	const struct peer_address *names[REDIRECT_NAMES];
-	struct peer_address from = address_of(m->from);
+	struct peer_address from = w->addresses[m->from];
 	unsigned int i;
 	size_t n;
 
@@ -220,7 +281,7 @@ static void data_says(struct host *h, struct packet *m)
 
 static void filter_is_asked(struct host *h, struct packet *m)
 {
-	struct peer_address from = address_of(m->from);
+	struct peer_address from = h->w->addresses[m->from];
 
 	links_met(h->links, &from);
 	m->filter_r = h->filter ? host_filter_answer(h->filter, h->w->sim.now, m->generation,

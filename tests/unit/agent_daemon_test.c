@@ -36,9 +36,84 @@ struct host {
 	pthread_t thread;
 	struct net_client *client;
 	uint8_t *model;
+	struct race *race; /* NULL: none */
+};
+
+/* What happens in the midst of a verb of the cache. */
+struct race {
+	struct host *h;
+	struct cache_ops ops;
+	const struct cache_ops *real;
+	void (*listed)(struct host *h); /* once, after LIST_VOLUMES has told of none */
+	pthread_mutex_t lock;		/* guards all below */
+	pthread_cond_t changed;
+	bool hold;  /* the answer to an OPEN waits */
+	bool is_held;
+	bool refuse; /* the next answer to an OPEN opens nothing ... */
+	int refusal; /* ... and this is what the agent hears */
 };
 
 /* ---- one host ---- */
+
+static struct race *the_race; /* a cache's operations know the cache alone */
+
+static int racing_list(struct cache *c, uint64_t *cursor, struct dm_dedup_volume_info *infos,
+		       size_t *count)
+{
+	struct race *race = the_race;
+	int r = race->real->list_volumes(c, cursor, infos, count);
+	void (*listed)(struct host *h) = NULL;
+
+	pthread_mutex_lock(&race->lock);
+	if (!r && !*count) {
+		listed = race->listed;
+		race->listed = NULL;
+	}
+	pthread_mutex_unlock(&race->lock);
+	if (listed)
+		listed(race->h);
+	return r;
+}
+
+static int racing_reply(struct cache *c, struct dm_dedup_reply *reply)
+{
+	struct race *race = the_race;
+	bool refuse;
+	int r;
+
+	pthread_mutex_lock(&race->lock);
+	while (race->hold && reply->info.lease_epoch) {
+		race->is_held = true;
+		pthread_cond_broadcast(&race->changed);
+		pthread_cond_wait(&race->changed, &race->lock);
+	}
+	refuse = race->refuse && reply->info.lease_epoch;
+	race->refuse &= !refuse;
+	pthread_mutex_unlock(&race->lock);
+	if (refuse)
+		reply->error = EPROTO;
+	r = race->real->reply(c, reply);
+	return refuse ? race->refusal : r;
+}
+
+static struct cache *racing_cache(struct host *h)
+{
+	struct error err = { 0 };
+	struct uuid uuid;
+	struct cache *c;
+
+	assert_int_equal(uuid_generate(&uuid), 0);
+	c = cache_file_new(h->file, 4 * SIZE, SHIFT, &uuid, &err);
+	assert_non_null(c);
+	h->race->h = h;
+	h->race->real = c->ops;
+	h->race->ops = *c->ops;
+	h->race->ops.list_volumes = racing_list;
+	h->race->ops.reply = racing_reply;
+	c->ops = &h->race->ops;
+	the_race = h->race;
+	return c;
+}
 
 static void *run_daemon(void *arg)
 {
@@ -55,7 +130,7 @@ static void start_agent(struct host *h)
 	char endpoint[128];
 	struct error err = { 0 };
 
-	h->daemon = daemon_new(&h->config, NULL, &err);
+	h->daemon = daemon_new(&h->config, h->race ? racing_cache(h) : NULL, &err);
 	if (!h->daemon)
 		fail_msg("%s", err.text);
 	assert_int_equal(pthread_create(&h->thread, NULL, run_daemon, h), 0);
@@ -88,7 +163,7 @@ static void make_store(struct host *h)
 		fail_msg("%s", err.text);
 }
 
-static struct host *new_host(void)
+static struct host *new_host_with(struct race *race)
 {
 	struct host *h = calloc(1, sizeof(*h));
 
@@ -107,13 +182,19 @@ static struct host *new_host(void)
 		.data_dir = h->data,
 		.host = (char *)"here",
 		.data_reserve = 1 << 20,
-		.cache_file = h->file,
+		.cache_file = race ? NULL : h->file,
 		.cache_file_size = 4 * SIZE,
 	};
+	h->race = race;
 	h->model = calloc(1, SIZE);
 	assert_non_null(h->model);
 	start_agent(h);
 	return h;
+}
+
+static struct host *new_host(void)
+{
+	return new_host_with(NULL);
 }
 
 static void free_host(struct host *h)
@@ -250,6 +331,43 @@ static int detach(struct host *h, const char *name, struct error *err)
 	if (reply.header)
 		net_reply_free(&reply);
 	return r;
+}
+
+static int hand_over(struct host *h, const char *name, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__VolumeHandover body = VMDEDUP__VOLUME_HANDOVER__INIT;
+	struct net_reply reply = { 0 };
+	int r;
+
+	body.name = (char *)name;
+	body.to = (char *)"elsewhere";
+	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_HANDOVER;
+	req.volume_handover = &body;
+	r = ask(h, &req, &reply, err);
+	if (reply.header)
+		net_reply_free(&reply);
+	return r;
+}
+
+static void rename_image(struct host *h, const char *name, const char *new_name)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ImageRename body = VMDEDUP__IMAGE_RENAME__INIT;
+	struct net_reply reply = { 0 };
+	struct error err = { 0 };
+	struct cluster *c;
+
+	c = cluster_open(h->daemon->net, &h->config, EMBEDDED_META, "cli", WAIT_MS, &err);
+	assert_non_null(c);
+	body.name = (char *)name;
+	body.new_name = (char *)new_name;
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_RENAME;
+	req.image_rename = &body;
+	if (cluster_mutate(c, &req, NULL, 0, WAIT_MS, &reply, &err))
+		fail_msg("%s", err.text);
+	net_reply_free(&reply);
+	cluster_close(c);
 }
 
 /* The agent serves its socket before it has its cache: what needs that waits for it. */
@@ -425,6 +543,172 @@ static void test_ephemeral_and_read_only(void **state)
 	free_host(h);
 }
 
+static struct host *new_racing_host(struct race *race)
+{
+	struct host *h;
+
+	pthread_mutex_init(&race->lock, NULL);
+	pthread_cond_init(&race->changed, NULL);
+	h = new_host_with(race);
+	make_image(h);
+	import(h, "web-01");
+	return h;
+}
+
+static void open_write_close(struct host *h)
+{
+	uint64_t volume, size;
+
+	assert_int_equal(cache_file_open(h->daemon->cache, "web-01", 0, &volume, &size), 0);
+	write_some(h, volume, 1);
+	assert_int_equal(cache_file_close(h->daemon->cache, volume), 0);
+}
+
+/* A detach has found no volume, and asks whose the lease is: this cache's, by now. */
+static void test_opened_written_and_closed_during_a_detach(void **state)
+{
+	struct dm_dedup_volume_info *infos = NULL;
+	struct race race = { 0 };
+	struct host *h = new_racing_host(&race);
+	struct error err = { 0 };
+	uint64_t volume;
+	size_t count;
+
+	wait_for_cache(h);
+	pthread_mutex_lock(&race.lock);
+	race.listed = open_write_close;
+	pthread_mutex_unlock(&race.lock);
+	if (detach(h, "web-01", &err))
+		fail_msg("%s", err.text);
+	assert_null(race.listed);
+	assert_int_equal(cache_volumes(h->daemon->cache, &infos, &count), 0);
+	assert_int_equal(count, 0);
+	free(infos);
+	volume = open_volume(h, "web-01", 0);
+	check_content(h, volume);
+	free_host(h);
+}
+
+/* The lease is taken, and nothing is open; @refusal: whether the agent hears of that. */
+static void open_for_nothing(struct race *race, int refusal)
+{
+	struct host *h = race->h;
+	uint64_t volume, size;
+
+	pthread_mutex_lock(&race->lock);
+	race->refuse = true;
+	race->refusal = refusal;
+	pthread_mutex_unlock(&race->lock);
+	assert_int_equal(cache_file_open(h->daemon->cache, "web-01", 0, &volume, &size), -EPROTO);
+}
+
+static void test_an_open_that_the_cache_refuses(void **state)
+{
+	struct race race = { 0 };
+	struct host *h = new_racing_host(&race);
+	struct error err = { 0 };
+	uint64_t volume;
+	int tries, r;
+
+	wait_for_cache(h);
+	open_for_nothing(&race, 0);
+	volume = open_volume(h, "web-01", 0);
+	write_some(h, volume, 1);
+	check_content(h, volume);
+	assert_int_equal(prepare(h, "web-01", false, false, &err), -EBUSY);
+	assert_int_equal(cache_file_close(h->daemon->cache, volume), 0);
+	if (detach(h, "web-01", &err))
+		fail_msg("%s", err.text);
+	open_for_nothing(&race, -ESTALE);
+	/* The core hears of it a little later; well before it would give up to wait. */
+	for (tries = 0, r = -EBUSY; r == -EBUSY && tries < 1000; tries++) {
+		r = detach(h, "web-01", &err);
+		if (r == -EBUSY)
+			poll(NULL, 0, 10);
+	}
+	assert_int_equal(r, 0);
+	volume = open_volume(h, "web-01", 0);
+	check_content(h, volume);
+	free_host(h);
+}
+
+static void *open_slowly(void *arg)
+{
+	static uint64_t volume;
+	struct host *h = arg;
+	uint64_t size;
+
+	assert_int_equal(cache_file_open(h->daemon->cache, "web-01", 0, &volume, &size), 0);
+	return &volume;
+}
+
+/* It has the lease, and the cache has no record of it yet. */
+static void test_a_detach_during_an_open(void **state)
+{
+	struct race race = { .hold = true };
+	struct host *h = new_racing_host(&race);
+	struct error err = { 0 };
+	pthread_t opener;
+	void *volume;
+
+	wait_for_cache(h);
+	assert_int_equal(pthread_create(&opener, NULL, open_slowly, h), 0);
+	pthread_mutex_lock(&race.lock);
+	while (!race.is_held)
+		pthread_cond_wait(&race.changed, &race.lock);
+	pthread_mutex_unlock(&race.lock);
+	assert_int_equal(detach(h, "web-01", &err), -EBUSY);
+	assert_non_null(strstr(err.text, "is being opened"));
+	pthread_mutex_lock(&race.lock);
+	race.hold = false;
+	pthread_cond_broadcast(&race.changed);
+	pthread_mutex_unlock(&race.lock);
+	pthread_join(opener, &volume);
+	write_some(h, *(uint64_t *)volume, 1);
+	if (push(h, "web-01", false, NULL, &err))
+		fail_msg("%s", err.text);
+	check_content(h, *(uint64_t *)volume);
+	free_host(h);
+}
+
+/* An image is renamed, and another gets its name: a name alone says neither. */
+static void test_two_volumes_of_one_name(void **state)
+{
+	struct dm_dedup_volume_info *infos = NULL;
+	struct host *h = new_host();
+	char first[UUID_TEXT_SIZE];
+	struct error err = { 0 };
+	uint64_t old, new;
+	struct uuid image;
+	size_t count;
+
+	make_image(h);
+	import(h, "web-01");
+	old = open_volume(h, "web-01", 0);
+	assert_int_equal(cache_volumes(h->daemon->cache, &infos, &count), 0);
+	assert_int_equal(count, 1);
+	memcpy(image.b, infos[0].image, sizeof(image.b));
+	uuid_to_text(&image, first);
+	free(infos);
+	rename_image(h, "web-01", "web-old");
+	import(h, "web-01");
+	new = open_volume(h, "web-01", 0);
+	assert_int_equal(push(h, "web-01", false, NULL, &err), -EEXIST);
+	assert_non_null(strstr(err.text, "2 volumes of this host are called web-01"));
+	if (push(h, first, false, NULL, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(cache_file_close(h->daemon->cache, old), 0);
+	assert_int_equal(detach(h, "web-01", &err), -EEXIST);
+	assert_int_equal(hand_over(h, "web-01", &err), -EEXIST);
+	if (detach(h, first, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(detach(h, "web-01", &err), -EBUSY);
+	assert_int_equal(cache_file_close(h->daemon->cache, new), 0);
+	if (detach(h, "web-01", &err))
+		fail_msg("%s", err.text);
+	free_host(h);
+}
+
 static void test_what_cannot_be(void **state)
 {
 	uint64_t volume, other, size;
@@ -452,6 +736,10 @@ int main(void)
 		cmocka_unit_test(test_read_write_push_detach_open),
 		cmocka_unit_test(test_a_new_agent_on_the_same_store),
 		cmocka_unit_test(test_ephemeral_and_read_only),
+		cmocka_unit_test(test_opened_written_and_closed_during_a_detach),
+		cmocka_unit_test(test_an_open_that_the_cache_refuses),
+		cmocka_unit_test(test_a_detach_during_an_open),
+		cmocka_unit_test(test_two_volumes_of_one_name),
 		cmocka_unit_test(test_what_cannot_be),
 	};
 

@@ -55,6 +55,7 @@ struct flaky_cache {
 	struct fault *fault;
 	void (*listed)(struct world *w); /* once, after LIST_CUT */
 	struct world *world;
+	uint64_t connection;
 };
 
 struct world {
@@ -210,19 +211,27 @@ static const struct recipe_ops node_ops = { .get = node_get, .put = node_put };
 
 /* ---- the cache, with faults ---- */
 
-static int flaky_cut(struct cache *c, struct dm_dedup_cut *cut)
+/* The one that the cache's path led to has gone. */
+static bool has_gone(struct cache *c, uint64_t connection)
+{
+	return connection != ((struct flaky_cache *)c)->connection;
+}
+
+static int flaky_cut(struct cache *c, uint64_t connection, struct dm_dedup_cut *cut)
 {
 	struct flaky_cache *f = (struct flaky_cache *)c;
 	int r;
 
 	if (broken(f->fault, false))
 		return -EIO;
-	r = f->real->ops->cut(f->real, cut);
+	if (has_gone(c, connection))
+		return -ENODEV;
+	r = f->real->ops->cut(f->real, 1, cut);
 	return broken(f->fault, true) ? -EIO : r;
 }
 
-static int flaky_list_cut(struct cache *c, uint64_t volume, uint64_t cut, uint64_t *cursor,
-			  struct dm_dedup_cut_entry *entries, size_t *count)
+static int flaky_list_cut(struct cache *c, uint64_t connection, uint64_t volume, uint64_t cut,
+			  uint64_t *cursor, struct dm_dedup_cut_entry *entries, size_t *count)
 {
 	struct flaky_cache *f = (struct flaky_cache *)c;
 
@@ -230,29 +239,35 @@ static int flaky_list_cut(struct cache *c, uint64_t volume, uint64_t cut, uint64
 
 	if (broken(f->fault, false))
 		return -EIO;
-	r = f->real->ops->list_cut(f->real, volume, cut, cursor, entries, count);
+	if (has_gone(c, connection))
+		return -ENODEV;
+	r = f->real->ops->list_cut(f->real, 1, volume, cut, cursor, entries, count);
 	if (f->listed)
 		f->listed(f->world);
 	f->listed = NULL;
 	return r;
 }
 
-static int flaky_commit(struct cache *c, uint64_t volume, uint64_t cut, const uint8_t *root,
-			uint64_t lease_epoch, struct dm_dedup_replacement *r, size_t count,
-			bool more)
+static int flaky_commit(struct cache *c, uint64_t connection, uint64_t volume, uint64_t cut,
+			const uint8_t *root, uint64_t lease_epoch, struct dm_dedup_replacement *r,
+			size_t count, bool more)
 {
 	struct flaky_cache *f = (struct flaky_cache *)c;
 	int ret;
 
 	if (broken(f->fault, false))
 		return -EIO;
-	ret = f->real->ops->commit(f->real, volume, cut, root, lease_epoch, r, count, more);
+	if (has_gone(c, connection))
+		return -ENODEV;
+	ret = f->real->ops->commit(f->real, 1, volume, cut, root, lease_epoch, r, count, more);
 	return broken(f->fault, true) ? -EIO : ret;
 }
 
-static int flaky_open_slots(struct cache *c)
+static int flaky_open_slots(struct cache *c, uint64_t *connection)
 {
 	struct flaky_cache *f = (struct flaky_cache *)c;
+
+	*connection = f->connection;
 
 	return broken(f->fault, false) ? -EIO : 0;
 }
@@ -261,13 +276,16 @@ static void flaky_close_slots(struct cache *c)
 {
 }
 
-static int flaky_read_slot(struct cache *c, uint64_t slot, void *buf)
+static int flaky_read_slot(struct cache *c, uint64_t connection, uint64_t slot, void *buf,
+			   size_t len)
 {
 	struct flaky_cache *f = (struct flaky_cache *)c;
 
 	if (broken(f->fault, false))
 		return -EIO;
-	return f->real->ops->read_slot(f->real, slot, buf);
+	if (has_gone(c, connection))
+		return -ENODEV;
+	return f->real->ops->read_slot(f->real, 1, slot, buf, len);
 }
 
 /* Unasked, after the end: no step of the push, which succeeds without it. */
@@ -278,7 +296,16 @@ static int flaky_publish(struct cache *c, struct dm_dedup_publish *p, size_t cou
 	return f->real->ops->publish(f->real, p, count);
 }
 
+static int flaky_list_volumes(struct cache *c, uint64_t *cursor, struct dm_dedup_volume_info *infos,
+			      size_t *count)
+{
+	struct flaky_cache *f = (struct flaky_cache *)c;
+
+	return f->real->ops->list_volumes(f->real, cursor, infos, count);
+}
+
 static const struct cache_ops flaky_ops = {
+	.list_volumes = flaky_list_volumes,
 	.publish = flaky_publish,
 	.cut = flaky_cut,
 	.list_cut = flaky_list_cut,
@@ -390,7 +417,7 @@ static struct world *new_world(void)
 	w->model = calloc(NR_BLOCKS, BLOCK);
 	w->cache = cache_file_new(NULL, IMAGE_SIZE, SHIFT, &uuid, NULL);
 	assert_non_null(w->cache);
-	w->flaky = (struct flaky_cache){ { &flaky_ops }, w->cache, &w->fault, NULL, w };
+	w->flaky = (struct flaky_cache){ { &flaky_ops }, w->cache, &w->fault, NULL, w, 1 };
 	w->net = (struct push_net){ net_begin, net_block, net_sent, net_commit, net_end, net_get,
 				    &node_ops,	w };
 	w->env = (struct push_env){
@@ -679,6 +706,53 @@ static void test_a_base_slot_that_was_evicted_meanwhile(void **state)
 	free_world(w);
 }
 
+static void exchange_cache(struct world *w)
+{
+	w->flaky.connection++;
+}
+
+/* Another cache is connected in the midst of a push, or was before it: it is nobody's there. */
+static void test_another_cache_below_the_path(void **state)
+{
+	struct world *w = new_world();
+	struct dm_dedup_volume_info info;
+	struct push_result result;
+	struct error err = { 0 };
+
+	some_writes(w, 11);
+	w->flaky.listed = exchange_cache;
+	assert_int_equal(push(w, &result), -ENODEV);
+	assert_int_equal(w->server.commits, 0);
+	/* The number that the volume had in the one is another image's in the other. */
+	info = volume(w);
+	info.image[0]++;
+	assert_int_equal(push_volume(&w->env, &info, NULL, false, NULL, &result, &err), -ENODEV);
+	assert_int_equal(w->server.commits, 0);
+	assert_int_equal(volume(w).closed_cut, 1); /* of the first push */
+	assert_int_equal(push(w, &result), 0);
+	check_server(w, w->model);
+	check_clean(w);
+	free_world(w);
+}
+
+static void test_slots_of_another_size(void **state)
+{
+	struct world *w = new_world();
+	struct dm_dedup_clean_entry clean;
+	struct push_result result;
+	uint64_t cursor = 0;
+	uint8_t buf[BLOCK];
+	size_t n = 1;
+
+	write_sectors(w, 0, 8, 42);
+	assert_int_equal(push(w, &result), 0);
+	assert_int_equal(w->cache->ops->list_clean(w->cache, &cursor, &clean, &n), 0);
+	assert_int_equal(w->cache->ops->read_slot(w->cache, 1, clean.slot, buf, BLOCK / 2), -EINVAL);
+	assert_int_equal(w->cache->ops->read_slot(w->cache, 1, clean.slot, buf, BLOCK), 0);
+	assert_memory_equal(buf, w->model, BLOCK);
+	free_world(w);
+}
+
 /* Ends the second push at step @at; false: it has fewer steps. */
 static bool interrupted_push(unsigned int at, bool after)
 {
@@ -707,7 +781,7 @@ static bool interrupted_push(unsigned int at, bool after)
 	some_writes(w, 60);
 	check_guest(w);
 	assert_int_equal(push(w, &result), 0);
-	if (w->server.head_cut == 2 && (at > 1 || after)) /* step 1 is the CUT */
+	if (w->server.head_cut == 2 && (at > 2 || (at == 2 && after))) /* step 2 is the CUT */
 		check_server(w, cut_model); /* the head is what the cut closed, and nothing later */
 	assert_int_equal(push(w, &result), 0);
 	check_server(w, w->model);
@@ -739,6 +813,8 @@ int main(void)
 		cmocka_unit_test(test_written_often_hashed_once),
 		cmocka_unit_test(test_pace),
 		cmocka_unit_test(test_a_base_slot_that_was_evicted_meanwhile),
+		cmocka_unit_test(test_another_cache_below_the_path),
+		cmocka_unit_test(test_slots_of_another_size),
 		cmocka_unit_test(test_a_push_that_ends_at_any_step),
 	};
 

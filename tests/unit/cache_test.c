@@ -421,6 +421,18 @@ static void test_nonsense(void **state)
 	expect(e, 3, "slot 9: an overlay of volume 101, which does not exist");
 	assert_non_null(strstr(e->problems, "which has 10 blocks"));
 	assert_non_null(strstr(e->problems, "whose counter is 3"));
+
+	/* What the kernel would refuse to open. */
+	memset(&c, 0, sizeof(c));
+	add_volume(&c, 7);
+	c.changes[0].volume.size++;
+	fill(e, &c, false);
+	expect(e, 4, "volume 107: its size is none that a volume can have");
+	memset(&c, 0, sizeof(c));
+	add_volume(&c, 7);
+	c.changes[0].volume.cut_counter = 1;
+	fill(e, &c, false);
+	expect(e, 4, "volume 107: its cut counter does not follow its committed cut");
 }
 
 static u8 peek(struct env *e, u64 offset)

@@ -192,13 +192,71 @@ static void test_help(void **state)
 	assert_non_null(strstr(out, "examples:\n"));
 }
 
+/* A name that a table has may be another image's by now: what counts is the UUID. */
+static void test_devices(void **state)
+{
+	const struct dm_volume all[] = {
+		{ .name = "web-01", .image = "web-01", .uuid = { { 1 } } },
+		{ .name = "vol-b", .image = "web-02", .uuid = { { 2 } } },
+		{ .name = "web-02-old", .image = "web-03", .uuid = { { 3 } } },
+		{ .name = "odd", .image = "vol-b", .uuid = { { 4 } } },
+		{ .name = "mute", .image = "web-05" },
+	};
+	const size_t n = ARRAY_SIZE(all);
+	char text[UUID_TEXT_SIZE];
+	struct error err = { 0 };
+	struct dm_named d;
+
+	assert_int_equal(dm_find_among(all, n, "web-01", &d, &err), 0);
+	assert_string_equal(d.device, "web-01");
+	assert_true(uuid_equal(&d.uuid, &all[0].uuid));
+	assert_string_equal(d.volume, uuid_to_text(&all[0].uuid, text));
+	assert_string_equal(d.image, "web-01");
+	assert_int_equal(dm_find_among(all, n, "web-02", &d, &err), 0);
+	assert_string_equal(d.device, "vol-b");
+	assert_int_equal(dm_find_among(all, n, uuid_to_text(&all[2].uuid, text), &d, &err), 0);
+	assert_string_equal(d.device, "web-02-old");
+	assert_string_equal(d.image, "web-03");
+	assert_int_equal(dm_find_among(all, n, "vol-b", &d, &err), -EEXIST);
+	assert_non_null(strstr(err.text, "/dev/mapper/vol-b"));
+	assert_non_null(strstr(err.text, "/dev/mapper/odd"));
+	assert_int_equal(dm_find_among(all, n, "/dev/mapper/vol-b", &d, &err), 0);
+	assert_true(uuid_equal(&d.uuid, &all[1].uuid));
+	assert_int_equal(dm_find_among(all, n, "mute", &d, &err), 0);
+	assert_string_equal(d.volume, "web-05");
+	/* No device: the agent and the meta server may know it. */
+	assert_int_equal(dm_find_among(all, n, "web-04", &d, &err), 0);
+	assert_string_equal(d.device, "");
+	assert_string_equal(d.volume, "web-04");
+	assert_int_equal(dm_find_among(all, n, "/dev/mapper/web-03", &d, &err), 0);
+	assert_string_equal(d.device, "");
+}
+
+static void test_table_words(void **state)
+{
+	static const char *const params[][2] = {
+		{ "253:0 web-01", "253:0 U" },
+		{ "253:0 web-01 1 read_only", "253:0 U 1 read_only" },
+		{ "253:0  web-01 2 fetch_timeout 5", "253:0 U 2 fetch_timeout 5" },
+	};
+	char *made;
+
+	for (size_t i = 0; i < ARRAY_SIZE(params); i++) {
+		made = dm_params_with(params[i][0], "U");
+		assert_string_equal(made, params[i][1]);
+		free(made);
+	}
+	assert_null(dm_params_with("253:0", "U"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_options),	   cmocka_unit_test(test_wrong_options),
 		cmocka_unit_test(test_exit_codes), cmocka_unit_test(test_durations),
 		cmocka_unit_test(test_device_names), cmocka_unit_test(test_table),
-		cmocka_unit_test(test_help),
+		cmocka_unit_test(test_help),	   cmocka_unit_test(test_devices),
+		cmocka_unit_test(test_table_words),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

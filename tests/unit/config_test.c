@@ -73,6 +73,7 @@ static void test_all_keys(void **state)
 	assert_true(c.data_reserve == 1 << 30);
 	assert_true(c.data_capacity == 3ULL << 39);
 	assert_string_equal(c.rack, "r1");
+	assert_string_equal(c.agent_rack, "r1"); /* as long as it has none of its own */
 	assert_string_equal(c.cache, "/dev/mapper/cache0");
 	assert_true(c.push_age_s == 0 && c.push_bytes == 1 << 20 && c.push_rate == 64 << 10);
 	assert_string_equal(c.curve_clients, "/etc/v/clients");

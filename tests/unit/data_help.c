@@ -207,6 +207,22 @@ int help_check(struct bstore *st, uint64_t n)
 	return 0;
 }
 
+struct bstore *help_open(const struct bstore_options *o)
+{
+	struct error err = { 0 };
+	struct bstore *st = bstore_open(o, &err);
+
+	if (!st)
+		fail_msg("bstore_open: %s", err.text);
+	return st;
+}
+
+void help_check_range(struct bstore *st, uint64_t first, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		assert_int_equal(help_check(st, first + i), 0);
+}
+
 /* ---- the disk that breaks ---- */
 
 static int step(struct bad_disk *d)
@@ -277,13 +293,28 @@ static int bad_close(void *ctx, int fd)
 	return disk_posix.close(NULL, fd);
 }
 
+static bool is_readable(struct bad_disk *d, int fd, size_t len, uint64_t offset)
+{
+	const struct bad_file *f = file_by_fd(d, fd);
+
+	for (size_t i = 0; f && i < d->nr_unreadable; i++) {
+		uint64_t from = d->unreadable[i].sector * 4096;
+
+		if (!strcmp(f->name, d->unreadable[i].name) && offset < from + 4096 &&
+		    offset + len > from)
+			return false;
+	}
+	return true;
+}
+
 static ssize_t bad_pread(void *ctx, int fd, void *buf, size_t len, uint64_t offset)
 {
 	struct bad_disk *d = ctx;
 
 	if (d->short_writes && len > 100)
 		len = 100 + len / 3;
-	return d->dead ? -EIO : disk_posix.pread(NULL, fd, buf, len, offset);
+	return d->dead || !is_readable(d, fd, len, offset) ? -EIO :
+	       disk_posix.pread(NULL, fd, buf, len, offset);
 }
 
 static ssize_t bad_pwritev(void *ctx, int fd, const struct iovec *iov, int count, uint64_t offset)

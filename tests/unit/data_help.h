@@ -37,6 +37,9 @@ int help_delete(struct bstore *st, uint64_t n, uint64_t below);
 int help_epoch(struct bstore *st, enum bstore_op_kind kind, uint64_t epoch); /* all shards */
 /* 0 when the block is there with its content; else what bstore_read() says. */
 int help_check(struct bstore *st, uint64_t n);
+/* The store, or the test fails. */
+struct bstore *help_open(const struct bstore_options *o);
+void help_check_range(struct bstore *st, uint64_t first, size_t count); /* all are there */
 
 /*
  * A disk that breaks at one operation, and that forgets what was not synced. Counts every
@@ -54,6 +57,9 @@ struct bad_disk {
 	bool power_cut, dead;
 	bool short_writes;
 	uint64_t free; /* what space() says; 0: the real one */
+	/* Sectors of 4 KiB that cannot be read, of the lumps with these names. */
+	struct { char name[64]; uint64_t sector; } unreadable[4];
+	size_t nr_unreadable;
 	struct bad_file files[2048];
 	size_t nr_files;
 	struct { int fd; size_t file; } fds[2048];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The data server behind real sockets, joined to a meta server that only knows membership. */
 #include "data_help.h"
+#include "data_host.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -13,7 +14,8 @@
 #include <zstd.h>
 
 #include "base/cleanup.h"
-#include "data/server.h"
+#include "data/bstore_priv.h"
+#include "data/server_priv.h"
 #include "net/net.h"
 #include "proto/limits.h"
 #include "proto/receipt.h"
@@ -26,10 +28,11 @@ static const uint8_t receipt_key[RECEIPT_KEY_SIZE] = { 1, 2, 3 };
 /* ---- a meta server that knows membership ---- */
 
 struct tiny_meta {
-	struct net_server *server;
-	pthread_t thread;
 	_Atomic uint64_t version, epoch, joins, incarnation;
 	_Atomic uint32_t owner; /* of all shards */
+	struct uuid former;	/* a process that another one has followed; null: the next that joins */
+	_Atomic bool refuses;	/* it */
+	_Atomic unsigned int refused;
 };
 
 static void fill_map(struct tiny_meta *m, Vmdedup__MapReply *map, uint64_t *epochs,
@@ -47,6 +50,18 @@ static void fill_map(struct tiny_meta *m, Vmdedup__MapReply *map, uint64_t *epoc
 	map->shard_servers = servers;
 }
 
+static bool is_former(struct tiny_meta *m, const Vmdedup__ServerJoin *join)
+{
+	if (!m->refuses)
+		return false;
+	if (uuid_is_null(&m->former))
+		memcpy(m->former.b, join->session.data, sizeof(m->former.b));
+	if (memcmp(m->former.b, join->session.data, sizeof(m->former.b)))
+		return false;
+	m->refused++;
+	return true;
+}
+
 static void meta_handle(void *ctx, struct net_request *req)
 {
 	const Vmdedup__Request *h = net_request_header(req);
@@ -60,6 +75,10 @@ static void meta_handle(void *ctx, struct net_request *req)
 	struct tiny_meta *m = ctx;
 
 	fill_map(m, &map, epochs, servers);
+	if (h->body_case == VMDEDUP__REQUEST__BODY_SERVER_JOIN && is_former(m, h->server_join)) {
+		net_reply_error(req, ESTALE, "another process has joined with this disk since");
+		return;
+	}
 	if (h->body_case == VMDEDUP__REQUEST__BODY_SERVER_JOIN) {
 		m->incarnation = h->server_join->incarnation;
 		m->joins++;
@@ -82,77 +101,28 @@ static void meta_handle(void *ctx, struct net_request *req)
 
 static const struct net_server_ops meta_ops = { .handle = meta_handle };
 
-static void *meta_run(void *arg)
-{
-	net_server_run(((struct tiny_meta *)arg)->server, NULL);
-	return NULL;
-}
-
 /* ---- a fixture: both servers and a client ---- */
 
 struct fixture {
 	char *dir;
 	struct net_ctx *net;
 	struct tiny_meta meta;
-	struct data_server *data;
-	pthread_t thread;
-	struct net_client *client;
+	struct meta_host meta_host;
+	struct data_host data;
 	uint64_t capacity;
 };
 
-static void *data_run(void *arg)
-{
-	struct error err = { 0 };
-
-	if (data_server_run(arg, &err))
-		fprintf(stderr, "data_server_run: %s\n", err.text);
-	return NULL;
-}
-
 static void start_meta(struct fixture *f)
 {
-	static const uint8_t cluster[16] = { 7 };
-	struct error err = { 0 };
-
 	f->meta.version = 3;
 	f->meta.epoch = 2;
 	f->meta.owner = 1;
-	f->meta.server = net_server_new(f->net, "meta", cluster, &meta_ops, &f->meta, 1000, &err);
-	assert_non_null(f->meta.server);
-	assert_int_equal(net_server_bind(f->meta.server, "inproc://meta", &err), 0);
-	assert_int_equal(pthread_create(&f->meta.thread, NULL, meta_run, &f->meta), 0);
+	meta_host_start(&f->meta_host, f->net, &meta_ops, &f->meta);
 }
 
 static void start_data(struct fixture *f)
 {
-	struct data_options o = {
-		.dir = f->dir, .meta = "inproc://meta", .endpoint = "inproc://data", .host = "here",
-		.capacity = f->capacity,
-	};
-	struct error err = { 0 };
-
-	f->data = data_server_open(f->net, &o, &err);
-	if (!f->data)
-		fail_msg("%s", err.text);
-	assert_int_equal(data_server_bind(f->data, "inproc://data", &err), 0);
-	assert_int_equal(pthread_create(&f->thread, NULL, data_run, f->data), 0);
-}
-
-/* inproc does not connect again: a new server wants a new client. */
-static void start_client(struct fixture *f)
-{
-	struct error err = { 0 };
-
-	f->client = net_client_new(f->net, "inproc://data", NULL, "cli", &err);
-	assert_non_null(f->client);
-}
-
-static void stop_data(struct fixture *f)
-{
-	net_client_free(f->client);
-	data_server_stop(f->data);
-	pthread_join(f->thread, NULL);
-	data_server_close(f->data);
+	data_host_start(&f->data, f->net, f->dir, "inproc://data", f->capacity);
 }
 
 static struct fixture *setup_with(uint64_t capacity)
@@ -166,16 +136,13 @@ static struct fixture *setup_with(uint64_t capacity)
 	assert_non_null(f->net);
 	start_meta(f);
 	start_data(f);
-	start_client(f);
 	return f;
 }
 
 static void teardown(struct fixture *f)
 {
-	stop_data(f);
-	net_server_stop(f->meta.server);
-	pthread_join(f->meta.thread, NULL);
-	net_server_free(f->meta.server);
+	data_host_stop(&f->data);
+	meta_host_stop(&f->meta_host);
 	net_ctx_free(f->net);
 	help_dir_remove(f->dir);
 	free(f);
@@ -355,22 +322,21 @@ static void put_get_touch_restart(void **state)
 	Vmdedup__DataStatReply st;
 	uint64_t epoch;
 
-	assert_int_equal(get(f->client, 1, false), -ENOENT);
-	assert_int_equal(put_range(f->client, 0, 256), 0);
-	assert_int_equal(put_range(f->client, 250, 10), 0);
+	assert_int_equal(get(f->data.client, 1, false), -ENOENT);
+	assert_int_equal(put_range(f->data.client, 0, 256), 0);
+	assert_int_equal(put_range(f->data.client, 250, 10), 0);
 	for (uint64_t i = 0; i < 260; i++)
-		assert_int_equal(get(f->client, i, i % 2), 0);
-	assert_int_equal(touch(f->client, 5, 3, &epoch), 0);
+		assert_int_equal(get(f->data.client, i, i % 2), 0);
+	assert_int_equal(touch(f->data.client, 5, 3, &epoch), 0);
 	assert_int_equal(epoch, 2);
-	assert_int_equal(touch(f->client, 999, 3, NULL), -ENOENT);
-	stat_of(f->client, &st);
+	assert_int_equal(touch(f->data.client, 999, 3, NULL), -ENOENT);
+	stat_of(f->data.client, &st);
 	assert_int_equal(st.blocks, 260);
 	assert_int_equal(st.put_dups, 6);
-	stop_data(f);
+	data_host_stop(&f->data);
 	start_data(f);
-	start_client(f);
 	for (uint64_t i = 0; i < 260; i++)
-		assert_int_equal(get(f->client, i, false), 0);
+		assert_int_equal(get(f->data.client, i, false), 0);
 	teardown(f);
 }
 
@@ -380,19 +346,19 @@ static void moved_shard_gets_the_new_map(void **state)
 	struct fixture *f = setup_with(0);
 	int r = 0;
 
-	assert_int_equal(put_range(f->client, 0, 1), 0);
-	assert_int_equal(touch(f->client, 0, 2, NULL), 0);
+	assert_int_equal(put_range(f->data.client, 0, 1), 0);
+	assert_int_equal(touch(f->data.client, 0, 2, NULL), 0);
 	f->meta.owner = 2;
 	f->meta.version = 4;
 	for (int i = 0; i < 500 && !r; i++) {
-		r = touch(f->client, 0, 4, NULL);
+		r = touch(f->data.client, 0, 4, NULL);
 		poll(NULL, 0, 10);
 	}
 	assert_int_equal(r, -ESTALE);
-	assert_int_equal(touch(f->client, 0, 3, NULL), -ESTALE);
-	assert_int_equal(put_range(f->client, 1, 1), -ESTALE);
-	assert_int_equal(get_version(f->client, 0, 3, false), -ESTALE);
-	assert_int_equal(get(f->client, 0, false), 0); /* from whoever has it */
+	assert_int_equal(touch(f->data.client, 0, 3, NULL), -ESTALE);
+	assert_int_equal(put_range(f->data.client, 1, 1), -ESTALE);
+	assert_int_equal(get_version(f->data.client, 0, 3, false), -ESTALE);
+	assert_int_equal(get(f->data.client, 0, false), 0); /* from whoever has it */
 	teardown(f);
 }
 
@@ -402,11 +368,11 @@ static void newer_map_is_fetched(void **state)
 	struct fixture *f = setup_with(0);
 	uint64_t epoch = 0;
 
-	assert_int_equal(put_range(f->client, 0, 1), 0);
+	assert_int_equal(put_range(f->data.client, 0, 1), 0);
 	f->meta.epoch = 9;
 	f->meta.version = 4;
 	for (int i = 0; i < 500 && epoch != 9; i++) {
-		assert_int_equal(touch(f->client, 0, 4, &epoch), 0);
+		assert_int_equal(touch(f->data.client, 0, 4, &epoch), 0);
 		poll(NULL, 0, 10);
 	}
 	assert_int_equal(epoch, 9);
@@ -444,7 +410,7 @@ static void hostile_put(void **state)
 	blocks[5] = (struct put_block){ blocks[0].fp, 1, TEST_BLOCK, { frame, len / 2, 0, 0 } };
 	/* a codec of the future */
 	blocks[6] = (struct put_block){ blocks[0].fp, 9, TEST_BLOCK, { data, TEST_BLOCK, 0, 0 } };
-	assert_int_equal(put(f->client, 3, blocks, ARRAY_SIZE(blocks), &reply), 0);
+	assert_int_equal(put(f->data.client, 3, blocks, ARRAY_SIZE(blocks), &reply), 0);
 	assert_int_equal(reply.header->put->n_receipts, 0);
 	for (size_t i = 0; i < ARRAY_SIZE(blocks); i++)
 		assert_true(reply.header->put->errors[i] == EBADMSG ||
@@ -454,15 +420,15 @@ static void hostile_put(void **state)
 	/* A frame and something behind it; then the frame alone, which is longer than raw. */
 	blocks[0].codec = 1;
 	blocks[0].frame = (struct net_frame){ .data = frame, .len = len + 1 };
-	assert_int_equal(put(f->client, 3, blocks, 1, &reply), 0);
+	assert_int_equal(put(f->data.client, 3, blocks, 1, &reply), 0);
 	assert_int_equal(reply.header->put->errors[0], EBADMSG);
 	net_reply_free(&reply);
 	blocks[0].frame.len = len;
-	assert_int_equal(put(f->client, 3, blocks, 1, &reply), 0);
+	assert_int_equal(put(f->data.client, 3, blocks, 1, &reply), 0);
 	assert_int_equal(reply.header->put->errors[0], 0);
 	net_reply_free(&reply);
-	assert_int_equal(get(f->client, 1, false), 0);
-	stat_of(f->client, &st);
+	assert_int_equal(get(f->data.client, 1, false), 0);
+	stat_of(f->data.client, &st);
 	assert_int_equal(st.blocks, 1);
 	assert_true(st.stored_bytes <= TEST_BLOCK + 128);
 	teardown(f);
@@ -481,10 +447,10 @@ static void raw_that_shrinks_is_coded(void **state)
 
 	fp_hash(h, data, sizeof(data), &b.fp);
 	fp_hasher_free(h);
-	assert_int_equal(put(f->client, 3, &b, 1, &reply), 0);
+	assert_int_equal(put(f->data.client, 3, &b, 1, &reply), 0);
 	assert_int_equal(reply.header->put->errors[0], 0);
 	net_reply_free(&reply);
-	stat_of(f->client, &st);
+	stat_of(f->data.client, &st);
 	assert_true(st.stored_bytes < 256);
 	assert_int_equal(st.raw_bytes, TEST_BLOCK);
 	for (int raw = 0; raw < 2; raw++) {
@@ -492,7 +458,7 @@ static void raw_that_shrinks_is_coded(void **state)
 		g.raw_only = raw;
 		req.body_case = VMDEDUP__REQUEST__BODY_GET;
 		req.get = &g;
-		assert_int_equal(call(f->client, &req, NULL, 0, &reply), 0);
+		assert_int_equal(call(f->data.client, &req, NULL, 0, &reply), 0);
 		assert_int_equal(reply.header->get->blocks[0]->codec, !raw);
 		if (raw)
 			assert_memory_equal(reply.frames[0].data, data, TEST_BLOCK);
@@ -508,13 +474,13 @@ static void full_disk_is_said(void **state)
 	int r = 0;
 
 	while (!r && n < 1000) {
-		r = put_range(f->client, n, 50);
+		r = put_range(f->data.client, n, 50);
 		n += 50;
 	}
 	assert_int_equal(r, -ENOSPC);
 	for (uint64_t i = 0; i + 50 < n; i++)
-		assert_int_equal(get(f->client, i, false), 0);
-	assert_int_equal(put_range(f->client, 0, 50), 0); /* what is there is there */
+		assert_int_equal(get(f->data.client, i, false), 0);
+	assert_int_equal(put_range(f->data.client, 0, 50), 0); /* what is there is there */
 	teardown(f);
 }
 
@@ -524,19 +490,57 @@ static void rebuilt_index_joins_with_a_new_incarnation(void **state)
 	uint64_t before, joins;
 	char path[512];
 
-	assert_int_equal(put_range(f->client, 0, 20), 0);
+	assert_int_equal(put_range(f->data.client, 0, 20), 0);
 	before = f->meta.incarnation;
-	stop_data(f);
+	data_host_stop(&f->data);
 	help_path(path, f->dir, "index/data.mdb");
 	assert_int_equal(unlink(path), 0);
 	joins = f->meta.joins;
 	start_data(f);
-	start_client(f);
-	assert_int_equal(put_range(f->client, 10, 20), 0);
+	assert_int_equal(put_range(f->data.client, 10, 20), 0);
 	assert_true(f->meta.joins > joins);
 	assert_true(f->meta.incarnation > before);
 	for (uint64_t i = 0; i < 30; i++)
-		assert_int_equal(get(f->client, i, false), 0);
+		assert_int_equal(get(f->data.client, i, false), 0);
+	teardown(f);
+}
+
+/* The meta server has heard of a later process with this disk (a copy's, or one whose request came late): the
+ * server that lives goes on as a new process, also after it was started again. */
+static void former_process_joins_anew(void **state)
+{
+	struct fixture *f = setup_with(0);
+
+	assert_int_equal(put_range(f->data.client, 0, 20), 0);
+	data_host_stop(&f->data);
+	f->meta.refuses = true;
+	start_data(f);
+	assert_int_equal(put_range(f->data.client, 20, 20), 0);
+	for (uint64_t i = 0; i < 40; i++)
+		assert_int_equal(get(f->data.client, i, false), 0);
+	assert_int_equal(f->meta.refused, 1);
+	assert_false(uuid_is_null(&f->meta.former));
+	teardown(f);
+}
+
+/* A JOIN would say that it is up, and the map that comes with it could not be taken. */
+static void a_server_whose_store_failed_does_not_join(void **state)
+{
+	struct fixture *f = setup_with(0);
+	uint64_t joins;
+
+	assert_int_equal(put_range(f->data.client, 0, 1), 0);
+	joins = f->meta.joins;
+	bstore_fail(f->data.server->store, -EIO, "a test");
+	f->meta.epoch = 9;
+	f->meta.version = 4;
+	/* It would take the map that these name, and each time it cannot join at once. */
+	for (int i = 0; i < 200; i++) {
+		assert_int_equal(get_version(f->data.client, 0, 4, false), 0);
+		poll(NULL, 0, 10);
+	}
+	assert_int_equal(put_range(f->data.client, 1, 1), -EIO);
+	assert_int_equal(f->meta.joins, joins);
 	teardown(f);
 }
 
@@ -558,7 +562,7 @@ static void many_requests_at_once(void **state)
 	struct fp fps[256];
 	int left = 200;
 
-	assert_int_equal(put_range(f->client, 0, 256), 0);
+	assert_int_equal(put_range(f->data.client, 0, 256), 0);
 	for (size_t i = 0; i < 256; i++)
 		help_block(i, data, &fps[i]);
 	for (int i = 0; i < 200; i++) { /* 400 MiB of answers, more than may be under way */
@@ -568,11 +572,11 @@ static void many_requests_at_once(void **state)
 		g.fingerprints = (ProtobufCBinaryData){ sizeof(fps), fps[0].b };
 		req.body_case = VMDEDUP__REQUEST__BODY_GET;
 		req.get = &g;
-		assert_int_equal(net_client_submit(f->client, &req, NULL, 0, TIMEOUT,
+		assert_int_equal(net_client_submit(f->data.client, &req, NULL, 0, TIMEOUT,
 						   many_requests_at_once_done, &left), 0);
 	}
 	while (left)
-		net_client_run(f->client, -1);
+		net_client_run(f->data.client, -1);
 	teardown(f);
 }
 
@@ -586,32 +590,39 @@ static void delete_and_list(void **state)
 	uint8_t data[TEST_BLOCK];
 	struct fp fp;
 
-	assert_int_equal(put_range(f->client, 0, 1), 0);
+	assert_int_equal(put_range(f->data.client, 0, 1), 0);
 	help_block(0, data, &fp);
 	del.shard = list.shard = fp_shard(&fp);
 	del.below_epoch = 2;
 	del.fingerprints = (ProtobufCBinaryData){ FP_SIZE, fp.b };
 	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_DELETE;
 	req.shard_delete = &del;
-	assert_int_equal(call(f->client, &req, NULL, 0, &reply), 0);
+	assert_int_equal(call(f->data.client, &req, NULL, 0, &reply), 0);
 	assert_int_equal(reply.header->shard_delete->kept, 1);
 	net_reply_free(&reply);
 	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_LIST;
 	req.shard_list = &list;
-	assert_int_equal(call(f->client, &req, NULL, 0, &reply), 0);
+	assert_int_equal(call(f->data.client, &req, NULL, 0, &reply), 0);
 	assert_int_equal(reply.header->shard_list->fingerprints.len, FP_SIZE);
 	assert_memory_equal(reply.header->shard_list->fingerprints.data, fp.b, FP_SIZE);
 	assert_int_equal(reply.header->shard_list->epochs[0], 2);
 	net_reply_free(&reply);
+	/* Somebody means another disk, which was at this address before. */
+	list.disk = (ProtobufCBinaryData){ 16, (uint8_t *)"yesterday's disk" };
+	assert_int_equal(call(f->data.client, &req, NULL, 0, &reply), -ESTALE);
+	net_reply_free(&reply);
+	list.disk.len = 15;
+	assert_int_equal(call(f->data.client, &req, NULL, 0, &reply), -ESTALE);
+	net_reply_free(&reply);
 	del.below_epoch = 3;
 	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_DELETE;
 	req.shard_delete = &del;
-	assert_int_equal(call(f->client, &req, NULL, 0, &reply), 0);
+	assert_int_equal(call(f->data.client, &req, NULL, 0, &reply), 0);
 	assert_int_equal(reply.header->shard_delete->deleted, 1);
 	net_reply_free(&reply);
-	assert_int_equal(get(f->client, 0, false), -ENOENT);
+	assert_int_equal(get(f->data.client, 0, false), -ENOENT);
 	del.shard = del.shard ^ 1;
-	assert_int_equal(call(f->client, &req, NULL, 0, &reply), -EINVAL);
+	assert_int_equal(call(f->data.client, &req, NULL, 0, &reply), -EINVAL);
 	net_reply_free(&reply);
 	teardown(f);
 }
@@ -619,19 +630,15 @@ static void delete_and_list(void **state)
 /* ---- kill -9 in the middle of PUTs, with a process of its own ---- */
 
 /* vmdedup-data's part, in the child: serves until it is killed. */
-static int serve(const char *dir, const char *endpoint)
+static int serve(char *dir, const char *endpoint)
 {
-	struct fixture f = { 0 };
-	struct data_options o = { .dir = dir, .meta = "inproc://meta", .endpoint = endpoint,
-				  .host = "here" };
+	struct fixture f = { .dir = dir };
 	struct error err = { 0 };
 
 	f.net = net_ctx_new(NULL, NULL, &err);
 	start_meta(&f);
-	f.data = data_server_open(f.net, &o, &err);
-	if (!f.data || data_server_bind(f.data, endpoint, &err) ||
-	    data_server_run(f.data, &err))
-		fprintf(stderr, "serve: %s\n", err.text);
+	data_host_start(&f.data, f.net, dir, endpoint, 0);
+	pthread_join(f.data.thread, NULL);
 	return 1;
 }
 
@@ -755,6 +762,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(raw_that_shrinks_is_coded),
 		cmocka_unit_test(full_disk_is_said),
 		cmocka_unit_test(rebuilt_index_joins_with_a_new_incarnation),
+		cmocka_unit_test(former_process_joins_anew),
+		cmocka_unit_test(a_server_whose_store_failed_does_not_join),
 		cmocka_unit_test(many_requests_at_once),
 		cmocka_unit_test(delete_and_list),
 		cmocka_unit_test(killed_in_mid_put),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* The store on a real LMDB and real files. */
+/* The store on a real LMDB and real files. (Disks that are damaged: data_damage_test.c.) */
 #include "data_help.h"
 
 #include <errno.h>
@@ -10,28 +10,29 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "data/crc32c.h"
 
-static struct bstore *open_ok(const struct bstore_options *o)
+/* The instruction takes three lanes of 4 KiB at a time, and what is left as it is. */
+static void crc_by_lanes(void **state)
 {
-	struct error err = { 0 };
-	struct bstore *st = bstore_open(o, &err);
+	static const size_t lens[] = { 0, 1, 8, 4095, 12287, 12288, 12289, 24576, 24583,
+				       65536, 100000 };
+	static uint8_t data[100007];
 
-	if (!st)
-		fail_msg("bstore_open: %s", err.text);
-	return st;
-}
-
-static void check_range(struct bstore *st, uint64_t first, size_t count)
-{
-	for (size_t i = 0; i < count; i++)
-		assert_int_equal(help_check(st, first + i), 0);
+	assert_int_equal(crc32c(0, "123456789", 9), 0xe3069283);
+	for (size_t i = 0; i < sizeof(data); i++)
+		data[i] = (uint8_t)(i * i * 2654435761U >> 13);
+	for (size_t i = 0; i < ARRAY_SIZE(lens); i++)
+		for (size_t at = 0; at < 8; at += 7)
+			assert_int_equal(crc32c((uint32_t)i, data + at, lens[i]),
+					 crc32c_portable((uint32_t)i, data + at, lens[i]));
 }
 
 static void put_read_reopen(void **state)
 {
 	char *dir = help_dir();
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 	struct uuid disk = *bstore_disk(st);
 	uint64_t incarnation = bstore_incarnation(st);
 	struct bstore_stat stat;
@@ -39,7 +40,7 @@ static void put_read_reopen(void **state)
 	assert_int_equal(help_check(st, 0), -ENOENT);
 	assert_int_equal(help_put(st, 0, 300, NULL), 0);
 	assert_int_equal(help_put(st, 200, 200, NULL), 0);
-	check_range(st, 0, 400);
+	help_check_range(st, 0, 400);
 	assert_int_equal(bstore_stat(st, &stat), 0);
 	assert_int_equal(stat.blocks, 400);
 	assert_int_equal(stat.raw_bytes, 400 * TEST_BLOCK);
@@ -48,10 +49,10 @@ static void put_read_reopen(void **state)
 	assert_int_equal(stat.lump_bytes, stat.stored_bytes + 128 * help_count_lumps(dir));
 	bstore_close(st);
 
-	st = open_ok(&o);
+	st = help_open(&o);
 	assert_true(uuid_equal(&disk, bstore_disk(st)));
 	assert_int_equal(bstore_incarnation(st), incarnation);
-	check_range(st, 0, 400);
+	help_check_range(st, 0, 400);
 	assert_int_equal(bstore_stat(st, &stat), 0);
 	assert_int_equal(stat.blocks, 400);
 	bstore_close(st);
@@ -62,7 +63,7 @@ static void same_block_twice_in_a_batch(void **state)
 {
 	char *dir = help_dir();
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 	uint8_t data[TEST_BLOCK];
 	struct bstore_op ops[3];
 	struct bstore_stat stat;
@@ -86,7 +87,7 @@ static void domains_share_nothing(void **state)
 {
 	char *dir = help_dir();
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 	uint8_t data[TEST_BLOCK];
 	struct bstore_op op = { .kind = STORE_PUT, .domain = 3, .data = data, .len = TEST_BLOCK,
 			       .raw_len = TEST_BLOCK };
@@ -107,7 +108,7 @@ static void epochs_guard_deletion(void **state)
 {
 	char *dir = help_dir();
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 	struct bstore_op both[2];
 	uint8_t data[TEST_BLOCK];
 	uint64_t epoch;
@@ -120,7 +121,7 @@ static void epochs_guard_deletion(void **state)
 	assert_int_equal(help_touch(st, 1, &epoch), 0);
 	assert_int_equal(epoch, 6);
 	bstore_close(st);
-	st = open_ok(&o); /* durably */
+	st = help_open(&o); /* durably */
 	assert_int_equal(help_delete(st, 1, 6), -EBUSY);
 	assert_int_equal(help_delete(st, 2, 6), 0);
 	assert_int_equal(help_delete(st, 2, 6), -ENOENT);
@@ -148,178 +149,6 @@ static void epochs_guard_deletion(void **state)
 	help_dir_remove(dir);
 }
 
-static void rebuild_from_lumps(void **state)
-{
-	char *dir = help_dir(), path[512];
-	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
-	uint64_t incarnation = bstore_incarnation(st);
-	struct bstore_stat before, after;
-
-	assert_int_equal(help_epoch(st, STORE_EPOCH, 3), 0);
-	assert_int_equal(help_put(st, 0, 500, NULL), 0);
-	assert_int_equal(help_epoch(st, STORE_EPOCH, 8), 0);
-	assert_int_equal(help_touch(st, 7, NULL), 0); /* only the index knows */
-	assert_int_equal(bstore_stat(st, &before), 0);
-	bstore_close(st);
-	help_path(path, dir, "index/data.mdb");
-	assert_int_equal(unlink(path), 0);
-
-	st = open_ok(&o);
-	assert_true(bstore_incarnation(st) > incarnation);
-	assert_true(bstore_is_unstamped(st));
-	check_range(st, 0, 500);
-	assert_int_equal(bstore_stat(st, &after), 0);
-	assert_int_equal(after.blocks, before.blocks);
-	assert_int_equal(after.stored_bytes, before.stored_bytes);
-	/* Block 7 was touched at 8: no list may pass that before the epochs are known. */
-	assert_int_equal(help_delete(st, 7, 8), -EAGAIN);
-	assert_int_equal(help_epoch(st, STORE_STAMP, 8), 0);
-	assert_false(bstore_is_unstamped(st));
-	assert_int_equal(help_delete(st, 7, 8), -EBUSY);
-	assert_int_equal(help_delete(st, 7, 9), 0);
-	incarnation = bstore_incarnation(st);
-	bstore_close(st);
-	st = open_ok(&o);
-	assert_int_equal(bstore_incarnation(st), incarnation);
-	assert_int_equal(help_check(st, 7), -ENOENT);
-	assert_int_equal(help_check(st, 8), 0);
-	bstore_close(st);
-	help_dir_remove(dir);
-}
-
-static void an_old_copy_of_the_index_is_not_believed(void **state)
-{
-	char *dir = help_dir(), path[512], copy[512];
-	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
-	uint64_t incarnation = bstore_incarnation(st);
-
-	assert_int_equal(help_put(st, 0, 50, NULL), 0);
-	bstore_close(st);
-	help_path(path, dir, "index/data.mdb");
-	help_path(copy, dir, "copy");
-	help_copy(path, copy);
-	st = open_ok(&o);
-	assert_int_equal(help_put(st, 50, 50, NULL), 0);
-	assert_int_equal(help_put(st, 100, 50, NULL), 0);
-	bstore_close(st);
-	help_copy(copy, path);
-	st = open_ok(&o);
-	assert_true(bstore_incarnation(st) > incarnation);
-	check_range(st, 0, 150);
-	bstore_close(st);
-	help_dir_remove(dir);
-}
-
-static void lost_lump(void **state)
-{
-	char *dir = help_dir(), path[512];
-	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
-	uint64_t incarnation = bstore_incarnation(st);
-	size_t lost = 0;
-
-	assert_int_equal(help_put(st, 0, 100, NULL), 0);
-	bstore_close(st);
-	assert_true(help_find_lump(dir, 128, path));
-	assert_int_equal(unlink(path), 0);
-	st = open_ok(&o);
-	assert_true(bstore_incarnation(st) > incarnation); /* old receipts vouch for nothing */
-	for (uint64_t i = 0; i < 100; i++) {
-		int r = help_check(st, i);
-
-		assert_true(!r || r == -ENOENT);
-		assert_int_equal(help_touch(st, i, NULL), r);
-		lost += !!r;
-	}
-	assert_in_range(lost, 1, 5);
-	assert_int_equal(help_put(st, 0, 100, NULL), 0);
-	check_range(st, 0, 100);
-	bstore_close(st);
-	help_dir_remove(dir);
-}
-
-static void garbage_behind_a_lump_is_cut_off(void **state)
-{
-	char *dir = help_dir(), path[512];
-	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
-	uint64_t incarnation = bstore_incarnation(st), size;
-	char junk[5000];
-	int fd;
-
-	assert_int_equal(help_put(st, 0, 100, NULL), 0);
-	bstore_close(st);
-	assert_true(help_find_lump(dir, 128, path));
-	size = help_file_size(path);
-	memset(junk, 'V', sizeof(junk));
-	fd = open(path, O_WRONLY | O_APPEND);
-	assert_int_equal(write(fd, junk, sizeof(junk)), sizeof(junk));
-	close(fd);
-	st = open_ok(&o);
-	assert_int_equal(help_file_size(path), size);
-	assert_int_equal(bstore_incarnation(st), incarnation);
-	check_range(st, 0, 100);
-	bstore_close(st);
-	help_dir_remove(dir);
-}
-
-static void flipped_bits_are_found_and_healed(void **state)
-{
-	char *dir = help_dir(), path[512];
-	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
-	unsigned int damaged = 0;
-
-	assert_int_equal(help_put(st, 0, 2000, NULL), 0);
-	/* One bit in the first record of each of some lumps: header, payload, wherever. */
-	for (unsigned int n = 1; n < 400; n++) {
-		char name[64];
-
-		snprintf(name, sizeof(name), "lumps/%03x-00000001.lump", n);
-		help_path(path, dir, name);
-		if (access(path, F_OK))
-			continue;
-		damaged++;
-		help_flip_bit(path, 128 * 8 + n * 7919 % ((128 + TEST_BLOCK) * 8));
-	}
-	assert_in_range(damaged, 100, 400);
-	{
-		unsigned int found = 0, bad = 0;
-
-		for (uint16_t s = 0; s < NR_SHARDS; s++) {
-			int r = bstore_scrub(st, s);
-
-			assert_true(r >= 0);
-			found += (unsigned int)r;
-		}
-		assert_int_equal(found, damaged);
-		for (uint64_t i = 0; i < 2000; i++) {
-			int r = help_check(st, i);
-
-			assert_true(!r || r == -EIO);
-			assert_int_equal(help_touch(st, i, NULL), r ? -ENOENT : 0);
-			bad += !!r;
-		}
-		assert_int_equal(bad, damaged);
-	}
-	assert_int_equal(help_put(st, 0, 2000, NULL), 0); /* heals */
-	check_range(st, 0, 2000);
-	bstore_close(st);
-	st = open_ok(&o);
-	check_range(st, 0, 2000);
-	bstore_close(st);
-
-	/* The index from lumps with damaged records: what is whole is there. */
-	help_path(path, dir, "index/data.mdb");
-	assert_int_equal(unlink(path), 0);
-	st = open_ok(&o);
-	check_range(st, 0, 2000);
-	bstore_close(st);
-	help_dir_remove(dir);
-}
-
 static void full_disk_is_an_answer(void **state)
 {
 	char *dir = help_dir();
@@ -331,7 +160,7 @@ static void full_disk_is_an_answer(void **state)
 	struct bstore_stat stat;
 
 	o.capacity = 4 << 20;
-	st = open_ok(&o);
+	st = help_open(&o);
 	assert_int_equal(help_put(st, 0, 400, r), 0);
 	for (size_t i = 0; i < 400; i++) {
 		if (!r[i])
@@ -356,7 +185,7 @@ static void full_disk_is_an_answer(void **state)
 	o.reserve = 1 << 30;
 	o.disk = &bad_disk_ops;
 	o.disk_ctx = disk;
-	st = open_ok(&o);
+	st = help_open(&o);
 	disk->free = (1 << 30) + 100 * TEST_BLOCK;
 	assert_int_equal(help_put(st, 1000, 200, r), 0);
 	stored = 0;
@@ -368,11 +197,77 @@ static void full_disk_is_an_answer(void **state)
 	help_dir_remove(dir);
 }
 
+/* Kind @kind of blocks 0 to @count - 1, as one batch; how many were refused for want of room. */
+static size_t commit_many(struct bstore *st, enum bstore_op_kind kind, size_t count, uint64_t epoch)
+{
+	struct bstore_op *ops = calloc(count, sizeof(*ops));
+	uint8_t data[TEST_BLOCK];
+	size_t refused = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		ops[i] = (struct bstore_op){ .kind = kind, .epoch = epoch };
+		help_block(i, data, &ops[i].fp);
+	}
+	assert_int_equal(bstore_commit(st, ops, count), 0);
+	for (size_t i = 0; i < count; i++) {
+		assert_true(!ops[i].r || ops[i].r == -ENOSPC || ops[i].r == -ENOENT);
+		refused += ops[i].r == -ENOSPC;
+	}
+	free(ops);
+	return refused;
+}
+
+/* Stamps and deletions copy pages of the index: so many at once as there is room for. */
+static void little_room_for_the_index(void **state)
+{
+	char *dir = help_dir();
+	struct bad_disk *disk = calloc(1, sizeof(*disk));
+	struct bstore_options o = help_options(dir);
+	struct bstore *st;
+	struct bstore_stat before, after;
+	uint64_t epoch;
+
+	o.disk = &bad_disk_ops;
+	o.disk_ctx = disk;
+	st = help_open(&o);
+	assert_int_equal(help_put(st, 0, 1000, NULL), 0);
+	assert_int_equal(help_epoch(st, STORE_EPOCH, 2), 0);
+
+	disk->free = 5 << 20; /* half of it: 320 at once */
+	assert_int_equal(bstore_stat(st, &before), 0);
+	assert_int_equal(commit_many(st, STORE_TOUCH, 1000, 0), 0);
+	assert_int_equal(bstore_stat(st, &after), 0);
+	assert_int_equal(after.commits - before.commits, 4);
+	assert_int_equal(help_touch(st, 999, &epoch), 0);
+	assert_int_equal(epoch, 2);
+	/* The shards of a map, however many: once started, what it says holds for all or none. */
+	before = after;
+	assert_int_equal(help_epoch(st, STORE_STAMP, 3), 0);
+	assert_int_equal(bstore_stat(st, &after), 0);
+	assert_int_equal(after.commits - before.commits, 1);
+
+	disk->free = 3 << 20;
+	assert_int_equal(commit_many(st, STORE_TOUCH, 1000, 0), 1000);
+	assert_int_equal(help_put(st, 0, 1, NULL), -ENOSPC);
+	assert_int_equal(bstore_failed(st), 0);
+	assert_int_equal(commit_many(st, STORE_DELETE, 500, 4), 0);
+	disk->free = 100 << 10;
+	assert_int_equal(commit_many(st, STORE_DELETE, 600, 4), 600);
+	assert_int_equal(bstore_failed(st), 0);
+	disk->free = 0;
+	assert_int_equal(commit_many(st, STORE_DELETE, 600, 4), 0);
+	assert_int_equal(bstore_stat(st, &after), 0);
+	assert_int_equal(after.blocks, 400);
+	bstore_close(st);
+	free(disk);
+	help_dir_remove(dir);
+}
+
 static void compaction_gives_space_back(void **state)
 {
 	char *dir = help_dir();
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 	struct bstore_stat before, after;
 	int r;
 
@@ -431,7 +326,7 @@ static void compaction_gives_space_back(void **state)
 			}
 		}
 		bstore_close(st);
-		st = open_ok(&o);
+		st = help_open(&o);
 	}
 	bstore_close(st);
 	help_dir_remove(dir);
@@ -445,13 +340,13 @@ static void a_small_map_and_few_descriptors(void **state)
 
 	o.map_size = 64 << 10;
 	o.max_fds = 4;
-	st = open_ok(&o);
+	st = help_open(&o);
 	for (uint64_t i = 0; i < 10; i++)
 		assert_int_equal(help_put(st, i * 300, 300, NULL), 0);
-	check_range(st, 0, 3000);
+	help_check_range(st, 0, 3000);
 	bstore_close(st);
-	st = open_ok(&o);
-	check_range(st, 0, 3000);
+	st = help_open(&o);
+	help_check_range(st, 0, 3000);
 	bstore_close(st);
 	help_dir_remove(dir);
 }
@@ -460,7 +355,7 @@ static void listing_goes_through_a_shard(void **state)
 {
 	char *dir = help_dir();
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 	struct bstore_listed out[3];
 	size_t total = 0;
 
@@ -517,7 +412,7 @@ static void folders_that_are_refused(void **state)
 {
 	char *dir = help_dir(), path[512], *other = help_dir(), to[512];
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 
 	refuse(dir, -EBUSY, "another data server");
 	assert_int_equal(help_put(st, 0, 1, NULL), 0);
@@ -532,12 +427,12 @@ static void folders_that_are_refused(void **state)
 	write_text(dir, "disk.uuid", "format 1\nuuid nonsense\n");
 	refuse(dir, -EUCLEAN, "damaged");
 	assert_int_equal(rename(to, path), 0);
-	st = open_ok(&o);
+	st = help_open(&o);
 	bstore_close(st);
 
 	/* Another disk's lump among ours. */
 	o.dir = other;
-	st = open_ok(&o);
+	st = help_open(&o);
 	bstore_close(st);
 	assert_true(help_find_lump(dir, 128, path));
 	snprintf(to, sizeof(to), "%s%s", other, path + strlen(dir));
@@ -551,14 +446,14 @@ static void a_disk_belongs_to_one_cluster(void **state)
 {
 	char *dir = help_dir();
 	struct bstore_options o = help_options(dir);
-	struct bstore *st = open_ok(&o);
+	struct bstore *st = help_open(&o);
 	struct uuid ours = { { 1 } }, other = { { 2 } };
 	struct error err = { 0 };
 
 	assert_true(uuid_is_null(bstore_cluster(st)));
 	assert_int_equal(bstore_bind_cluster(st, &ours, &err), 0);
 	bstore_close(st);
-	st = open_ok(&o);
+	st = help_open(&o);
 	assert_true(uuid_equal(bstore_cluster(st), &ours));
 	assert_int_equal(bstore_bind_cluster(st, &ours, &err), 0);
 	assert_int_equal(bstore_bind_cluster(st, &other, &err), -EXDEV);
@@ -569,16 +464,13 @@ static void a_disk_belongs_to_one_cluster(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(crc_by_lanes),
 		cmocka_unit_test(put_read_reopen),
 		cmocka_unit_test(same_block_twice_in_a_batch),
 		cmocka_unit_test(domains_share_nothing),
 		cmocka_unit_test(epochs_guard_deletion),
-		cmocka_unit_test(rebuild_from_lumps),
-		cmocka_unit_test(an_old_copy_of_the_index_is_not_believed),
-		cmocka_unit_test(lost_lump),
-		cmocka_unit_test(garbage_behind_a_lump_is_cut_off),
-		cmocka_unit_test(flipped_bits_are_found_and_healed),
 		cmocka_unit_test(full_disk_is_an_answer),
+		cmocka_unit_test(little_room_for_the_index),
 		cmocka_unit_test(compaction_gives_space_back),
 		cmocka_unit_test(a_small_map_and_few_descriptors),
 		cmocka_unit_test(listing_goes_through_a_shard),

@@ -43,7 +43,7 @@ struct world {
 	/* what the peers tell of others, whatever they are asked */
 	struct peer_address others[8];
 	size_t nr_others;
-	unsigned int asked_peer[SOURCES_MAX_PEERS], nr_data;
+	unsigned int asked_peer[SOURCES_MAX_PEERS], nr_data, nr_waiting;
 	uint64_t last_id;
 };
 
@@ -66,7 +66,12 @@ static void op_send_blocks(void *ctx, unsigned int peer, const struct link_ask *
 {
 	struct world *w = ctx;
 
+	unsigned int i;
+
 	w->asked_peer[peer] += nr;
+	w->nr_waiting += asks[0].wait_ms != 0;
+	for (i = 0; i < nr; i++)
+		assert_true(!asks[i].wait_ms || nr == 1); /* its answer holds up no other */
 	w->last_id = asks[0].id;
 }
 
@@ -433,6 +438,7 @@ static void test_a_busy_peer_names_whom_it_likes(void **state)
 	sources_data_redirect(links_sources(w->links), w->last_id, list, 1);
 	links_run(w->links);
 	assert_int_equal(w->asked_peer[0], 1);
+	assert_int_equal(w->nr_waiting, 1); /* one that was named may answer when the block has come */
 	named[0] = address(1, 9, 1);
 	named[1] = address(2, 1, 2);
 	links_answered(w->links, 0, true);

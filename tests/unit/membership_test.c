@@ -218,8 +218,8 @@ static void late_begin_ends_nothing(void **state)
 }
 
 /* SERVER_JOIN of process @session, of a disk that says that @last joined with it before. */
-static void join_as(struct world *w, const struct uuid *disk, const char *host, uint8_t session,
-		    uint8_t last)
+static int join_counts(struct world *w, const struct uuid *disk, const char *host, uint8_t session,
+		       uint8_t last, uint64_t commits)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__ServerJoin join = VMDEDUP__SERVER_JOIN__INIT;
@@ -229,11 +229,104 @@ static void join_as(struct world *w, const struct uuid *disk, const char *host, 
 	join.incarnation = 1;
 	join.endpoint = join.host = (char *)host;
 	join.capacity = join.free = 1ULL << 40;
+	join.commits = commits;
 	join.session = (ProtobufCBinaryData){ 16, a.b };
 	join.last_session = (ProtobufCBinaryData){ 16, b.b };
 	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_JOIN;
 	req.server_join = &join;
-	assert_int_equal(world_call(w, &req, NULL, 0)->error, 0);
+	return world_call(w, &req, NULL, 0)->error;
+}
+
+static int join_says(struct world *w, const struct uuid *disk, const char *host, uint8_t session,
+		     uint8_t last)
+{
+	return join_counts(w, disk, host, session, last, 0);
+}
+
+static void join_as(struct world *w, const struct uuid *disk, const char *host, uint8_t session,
+		    uint8_t last)
+{
+	assert_int_equal(join_says(w, disk, host, session, last), 0);
+}
+
+/* What a process has said, and what arrives when another one has joined after it, changes nothing; nor
+ * does it make the next one look like a copy, or a copy like the next one. */
+static void late_join_changes_nothing(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[20];
+
+	join_as(w, &disk2, "host2", 1, 0);
+	ramp(blocks, 20, 1);
+	change(w, "DELETE FROM replicas WHERE server = 2"); /* nothing is stored in this test */
+	assert_int_equal(world_import(w, "a", blocks, 20), 0);
+	join_as(w, &disk2, "host2", 2, 1);
+	join_as(w, &disk2, "host2", 3, 2);
+	assert_int_equal(join_says(w, &disk2, "elsewhere", 1, 0), ESTALE);
+	assert_int_equal(join_says(w, &disk2, "elsewhere", 2, 1), ESTALE);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM servers WHERE host = 'elsewhere'"), 0);
+	join_as(w, &disk2, "host2", 3, 3);
+	join_as(w, &disk2, "host2", 4, 3);
+	assert_int_equal(world_sql(w, "SELECT anew FROM servers WHERE id = 2"), 0);
+	join_as(w, &disk2, "host2", 9, 2); /* of a copy */
+	assert_true(world_sql(w, "SELECT anew FROM servers WHERE id = 2") > 0);
+	/* Of many processes the last few are remembered. */
+	for (uint8_t i = 10; i < 40; i++)
+		join_as(w, &disk2, "host2", i, (uint8_t)(i - 1));
+	assert_int_equal(join_says(w, &disk2, "host2", 35, 34), ESTALE);
+	assert_int_equal(world_sql(w, "SELECT length(session) FROM servers WHERE id = 2"), 8 * 16);
+}
+
+static int state_of(struct world *w)
+{
+	return (int)world_sql(w, "SELECT state FROM servers WHERE id = 2");
+}
+
+/* Who is down, or out by itself, does not come up by saying what it has said before; another process does. */
+static void join_of_who_is_not_reached(void **state)
+{
+	struct world *w = *state;
+	struct lease_watch g = { .me = { 1 } };
+	struct error err = { 0 };
+	int64_t version;
+
+	assert_int_equal(membership_govern(&w->m, &g, 0, &err), 1);
+	join_as(w, &disk2, "host2", 1, 0);
+	assert_int_equal(membership_mark(&w->m, &g, 2, SERVER_DOWN, &err), 1);
+	version = world_sql(w, "SELECT map_version FROM cluster");
+	join_as(w, &disk2, "host2", 1, 0);
+	assert_int_equal(state_of(w), SERVER_DOWN);
+	assert_int_equal(membership_mark(&w->m, &g, 2, SERVER_OUT, &err), 1);
+	assert_int_equal(world_sql(w, "SELECT map_version FROM cluster"), version + 1);
+	join_as(w, &disk2, "host2", 1, 1);
+	assert_int_equal(state_of(w), SERVER_OUT);
+	assert_int_equal(world_sql(w, "SELECT by_itself FROM servers WHERE id = 2"), 1);
+	assert_int_equal(world_sql(w, "SELECT map_version FROM cluster"), version + 1);
+	assert_int_equal(membership_mark(&w->m, &g, 2, SERVER_UP, &err), 1);
+	assert_int_equal(state_of(w), SERVER_UP);
+
+	assert_int_equal(membership_mark(&w->m, &g, 2, SERVER_DOWN, &err), 1);
+	assert_int_equal(membership_mark(&w->m, &g, 2, SERVER_OUT, &err), 1);
+	join_as(w, &disk2, "host2", 2, 1);
+	assert_int_equal(state_of(w), SERVER_UP);
+	assert_int_equal(world_sql(w, "SELECT by_itself FROM servers WHERE id = 2"), 0);
+}
+
+/* Of one process two requests are on their way to two meta servers, and the first comes last. */
+static void late_join_of_the_same_process(void **state)
+{
+	struct world *w = *state;
+
+	assert_int_equal(join_counts(w, &disk2, "host2", 1, 0, 50), 0);
+	assert_int_equal(join_counts(w, &disk2, "host2", 1, 1, 150), 0);
+	assert_int_equal(join_counts(w, &disk2, "elsewhere", 1, 1, 100), 0);
+	assert_int_equal(world_sql(w, "SELECT anew FROM servers WHERE id = 2"), 0);
+	assert_int_equal(world_sql(w, "SELECT commits FROM servers WHERE id = 2"), 150);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM servers WHERE host = 'elsewhere'"), 0);
+	/* Another process with fewer: a copy. */
+	assert_int_equal(join_counts(w, &disk2, "host2", 2, 1, 100), 0);
+	assert_true(world_sql(w, "SELECT anew FROM servers WHERE id = 2") > 0);
+	assert_int_equal(world_sql(w, "SELECT commits FROM servers WHERE id = 2"), 100);
 }
 
 static int import_parts(struct world *w, const char *name, const uint64_t *blocks, size_t n,
@@ -270,6 +363,32 @@ static void copy_of_a_disk_vouches_for_nothing(void **state)
 	assert_int_equal(import_parts(w, "b", blocks, 20, &push, &t), EAGAIN);
 	w->map_version = (uint64_t)world_sql(w, "SELECT map_version FROM cluster");
 	assert_int_equal(world_part(w, push, &t, 0, t.nr, blocks, 20), 0);
+	assert_int_equal(world_commit(w, push, &t.root), 0);
+	tree_free(&t);
+}
+
+/* Its receipts are good, and would make a replica stale; its node is not: nothing of it stays, nor
+ * does a request of the same transaction see a version of the map that nobody will ever have. */
+static void refused_part_changes_nothing(void **state)
+{
+	struct world *w = *state;
+	uint64_t blocks[20], push, version;
+	struct tree t;
+	uint32_t id;
+
+	assert_int_equal(world_join(w, &disk2, 1, "host2", 1ULL << 40, &id), 0);
+	ramp(blocks, 20, 1);
+	tree_build(&t, blocks, 20, 20 * WORLD_BLOCK);
+	assert_int_equal(world_begin_import(w, "a", 20 * WORLD_BLOCK, &push), 0);
+	version = (uint64_t)world_sql(w, "SELECT map_version FROM cluster");
+	t.bytes[0][t.lens[0] - 1] ^= 1;
+	assert_int_equal(world_part(w, push, &t, 0, 1, blocks, 20), EBADMSG);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM push_receipts"), 0);
+	assert_int_equal(world_sql(w, "SELECT map_version FROM cluster"), version);
+	assert_int_equal(w->m.params.map_version, version);
+	t.bytes[0][t.lens[0] - 1] ^= 1;
+	assert_int_equal(world_part(w, push, &t, 0, 1, blocks, 20), 0);
+	assert_true(world_sql(w, "SELECT map_version FROM cluster") > (int64_t)version);
 	assert_int_equal(world_commit(w, push, &t.root), 0);
 	tree_free(&t);
 }
@@ -356,6 +475,109 @@ static void drop_asks(void **state)
 	assert_int_equal(world_call(w, &req, NULL, 0)->shard_drop->n_shards, 0); /* its own */
 }
 
+/* ---- after a restore ---- */
+
+static void suspend_deletion(struct world *w)
+{
+	change(w, "UPDATE cluster SET deletion = 1, map_version = map_version + 1");
+}
+
+static int resume_but(struct world *w, uint32_t shard, uint32_t whole)
+{
+	Vmdedup__WholeReplicas one = VMDEDUP__WHOLE_REPLICAS__INIT, *list[] = { &one };
+	Vmdedup__DeletionResume body = VMDEDUP__DELETION_RESUME__INIT;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+
+	one.shard = shard;
+	one.servers = &whole;
+	one.n_servers = 1;
+	body.whole = list;
+	body.n_whole = 1;
+	body.history = (ProtobufCBinaryData){ 16, w->m.params.history.b };
+	req.body_case = VMDEDUP__REQUEST__BODY_DELETION_RESUME;
+	req.deletion_resume = &body;
+	return world_mutate(w, &req, NULL, 0)->error;
+}
+
+/* What becomes current while deletion is suspended does so by what the backup says: resuming it decides by
+ * what was found, and an END that began before is void. */
+static void reconciled_before_resumption(void **state)
+{
+	struct world *w = *state;
+	uint32_t id, shards[NR_SHARDS], sources[NR_SHARDS];
+	struct round round;
+	uint64_t blocks[20];
+	int64_t stale;
+	size_t n;
+
+	assert_int_equal(world_join(w, &disk2, 1, "host2", 1ULL << 40, &id), 0);
+	ramp(blocks, 20, 1);
+	assert_int_equal(world_import(w, "a", blocks, 20), 0);
+	stale = count(w, 2, REPLICA_STALE);
+	suspend_deletion(w);
+	n = begin(w, &disk2, shards, sources, &round);
+	assert_int_equal(n, stale);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, n - 1, &round), 0);
+	assert_int_equal(count(w, 2, REPLICA_STALE), 1);
+	/* One that has become so lacks a block. */
+	assert_int_equal(resume_but(w, shards[0], 1), 0);
+	assert_int_equal(count(w, 2, REPLICA_STALE), 2);
+	/* One that is at it; the source is whole, and then it is not. */
+	suspend_deletion(w);
+	assert_int_equal(begin(w, &disk2, shards, sources, &round), 2);
+	assert_int_equal(resume_but(w, shards[0], 1), 0);
+	suspend_deletion(w);
+	assert_int_equal(resume_but(w, shards[1], 2), 0); /* takes the source's place */
+	assert_int_equal(count(w, 1, REPLICA_STALE), 1);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, 2, &round), 0);
+	assert_int_equal(count(w, 2, REPLICA_STALE), 1);
+	assert_int_equal(world_check(w, true), 0);
+}
+
+/* Only a stale replica has all: it takes the place of those that have not, until they have it from it. */
+static void only_a_stale_one_is_whole(void **state)
+{
+	struct world *w = *state;
+	struct lease_watch g = { .me = { 1 } };
+	uint32_t id, shards[NR_SHARDS], sources[NR_SHARDS], shard;
+	struct plan_result result;
+	struct error err = { 0 };
+	struct round round;
+	uint64_t blocks[20];
+
+	assert_int_equal(membership_govern(&w->m, &g, 0, &err), 1);
+	assert_int_equal(world_join(w, &disk2, 1, "host2", 1ULL << 40, &id), 0);
+	ramp(blocks, 1, 1);
+	assert_int_equal(world_import(w, "a", blocks, 1), 0);
+	assert_int_equal(begin(w, &disk2, shards, sources, &round), 1);
+	shard = shards[0];
+	suspend_deletion(w);
+	/* Nobody that has a place; one that is not there now. */
+	assert_int_equal(resume_but(w, shard, 9), EAGAIN);
+	assert_int_equal(membership_mark(&w->m, &g, 2, SERVER_DOWN, &err), 1);
+	assert_int_equal(resume_but(w, shard, 2), EAGAIN);
+	assert_int_equal(count(w, 2, REPLICA_STALE), 1);
+	/* Nor does anybody go whom others are said to make up for. */
+	assert_int_equal(order(w, 2, VMDEDUP__SERVER_ORDER__SERVER_REMOVE), EBUSY);
+	assert_int_equal(membership_mark(&w->m, &g, 2, SERVER_UP, &err), 1);
+	assert_int_equal(resume_but(w, shard, 2), 0);
+	assert_int_equal(world_sql(w, "SELECT deletion FROM cluster"), 0);
+	assert_int_equal(count(w, 2, REPLICA_STALE), 0);
+	assert_int_equal(count(w, 1, REPLICA_STALE), 1);
+	/* The other reconciles, and is preferred from then on; then both are the same. */
+	assert_int_equal(begin(w, &w->disk, shards, sources, &round), 1);
+	assert_int_equal(sources[0], 2);
+	assert_int_equal(end(w, &w->disk, w->incarnation, shards, sources, 1, &round), 0);
+	assert_int_equal(membership_plan(&w->m, &g, &result, &err), 0);
+	assert_int_equal(count(w, 1, REPLICA_CURRENT), 1024);
+	assert_int_equal(count(w, 2, REPLICA_STALE), 1);
+	assert_int_equal(begin(w, &disk2, shards, sources, &round), 1);
+	assert_int_equal(sources[0], 1);
+	assert_int_equal(end(w, &disk2, 1, shards, sources, 1, &round), 0);
+	assert_int_equal(count(w, 2, REPLICA_CURRENT), 1024);
+	assert_int_equal(world_check(w, true), 0);
+}
+
 /* ---- placement ---- */
 
 static void add_server(struct placement *p, uint64_t capacity)
@@ -430,7 +652,31 @@ static void fifth_server_moves_its_share(void **state)
 		      2 * NR_SHARDS, ideal);
 	assert_in_range(copied, ideal * 95 / 100, ideal * 110 / 100);
 	for (uint32_t id = 1; id <= 5; id++)
-		assert_in_range(places_of(p, id), 407, 412);
+		assert_in_range(places_of(p, id), 401, 418);
+	free(p);
+}
+
+/* Disks that are as large, but for what else is on them: places stay where they are, with blocks or without. */
+static void small_changes_move_nothing(void **state)
+{
+	struct placement *p = calloc(1, sizeof(*p));
+
+	p->replicas = 3;
+	p->shard_bytes = 1;
+	for (int i = 0; i < 5; i++)
+		add_server(p, 1ULL << 40);
+	for (unsigned int s = 0; s < NR_SHARDS; s++)
+		p->empty[s] = s % 2;
+	settle(p);
+	for (unsigned int minute = 0; minute < 60; minute++) {
+		for (unsigned int i = 0; i < 5; i++)
+			p->servers[i].capacity = (1ULL << 40) - ((minute * 7 + i * 3) % 16 << 29);
+		p->moves = 64;
+		assert_int_equal(placement_fill(p), 0);
+	}
+	/* A disk that has grown by a tenth is worth some. */
+	p->servers[2].capacity += p->servers[2].capacity / 10;
+	assert_true(placement_fill(p) > 0);
 	free(p);
 }
 
@@ -543,10 +789,17 @@ static int run(const char *name)
 		T(end_needs_the_same_source),
 		T(late_begin_ends_nothing),
 		T(copy_of_a_disk_vouches_for_nothing),
+		T(late_join_changes_nothing),
+		T(join_of_who_is_not_reached),
+		T(late_join_of_the_same_process),
+		T(refused_part_changes_nothing),
 		T(draining_server_dies),
 		T(drop_asks),
+		T(reconciled_before_resumption),
+		T(only_a_stale_one_is_whole),
 		T(lease_is_fenced),
 		cmocka_unit_test(fifth_server_moves_its_share),
+		cmocka_unit_test(small_changes_move_nothing),
 		cmocka_unit_test(weighted_and_drained),
 		cmocka_unit_test(racks_hold_one_each),
 	};

@@ -17,6 +17,8 @@
 
 static struct pg_cluster pg;
 static const struct uuid cache_a = { { 0xa } };
+/* Of lengths at which what is allocated ends with the text. */
+static const char name16[] = "web-prod-eu-0001", name32[] = "web-prod-eu-0001-of-the-blue-ink";
 
 struct rig {
 	struct world w;
@@ -37,7 +39,8 @@ static void fill(struct rig *rig)
 		blocks[i] = i + 1;
 	assert_int_equal(world_import(w, "web", blocks, 600), 0);
 	assert_int_equal(world_import(w, "gone", blocks + 200, 300), 0);
-	assert_int_equal(world_clone(w, "web", 0, "clone"), 0);
+	assert_int_equal(world_clone(w, "web", 0, name16), 0);
+	assert_int_equal(world_clone(w, "web", 0, name32), 0);
 	assert_int_equal(world_image(w, "web", &rig->image, &root), 0);
 	assert_int_equal(world_lease(w, &rig->image, &cache_a, &rig->epoch, &root), 0);
 	blocks[3] = 1000;
@@ -93,7 +96,7 @@ static void backup(const char *store, const char *file)
 
 	if (meta_backup(store, file, &stats, &err))
 		fail_msg("backup: %s", err.text);
-	assert_int_equal(stats.images, 2);
+	assert_int_equal(stats.images, 3);
 	assert_true(stats.rows > 600 + 1024);
 }
 
@@ -104,7 +107,7 @@ static void restore(const char *file, const char *store)
 
 	if (meta_restore(file, store, &stats, &err))
 		fail_msg("restore: %s", err.text);
-	assert_int_equal(stats.images, 2);
+	assert_int_equal(stats.images, 3);
 }
 
 static void assert_same_files(const char *a, const char *b)
@@ -123,6 +126,16 @@ static void turn_to(struct world *w, const char *store)
 	w->m.store = NULL;
 	snprintf(w->path, sizeof(w->path), "%s", store);
 	world_reopen(w);
+}
+
+static void assert_names(struct world *w)
+{
+	struct uuid uuid;
+	struct fp root;
+
+	assert_int_equal(world_image(w, "web", &uuid, &root), 0);
+	assert_int_equal(world_image(w, name16, &uuid, &root), 0);
+	assert_int_equal(world_image(w, name32, &uuid, &root), 0);
 }
 
 static void test_same_bytes(void **state)
@@ -144,6 +157,7 @@ static void test_same_bytes(void **state)
 	assert_same_files(rig->file, rig->second);
 	/* The same history: sessions go on, too. */
 	turn_to(&rig->w, rig->other);
+	assert_names(&rig->w);
 	assert_int_equal(world_clone(&rig->w, "web", 0, "later"), 0);
 	assert_int_equal(world_check(&rig->w, true), 0);
 }
@@ -186,6 +200,7 @@ static void test_new_history(void **state)
 	backup(w->path, rig->file);
 	restore(rig->file, rig->other);
 	turn_to(w, rig->other);
+	assert_names(w);
 	/* Nobody goes on where the old history was. */
 	assert_int_equal(world_clone(w, "web", 0, "x"), EKEYEXPIRED);
 	world_session(w);
@@ -207,6 +222,45 @@ static void test_new_history(void **state)
 	assert_int_equal(list(w, &below), 0);
 	assert_true(below > 1ULL << 32);
 	world_settle(w);
+	assert_int_equal(world_check(w, true), 0);
+}
+
+/* The same backup restored a second time: the two histories give nothing out twice. */
+static void test_two_histories(void **state)
+{
+	struct rig *rig = *state;
+	struct world *w = &rig->w;
+	struct uuid cache_b = { { 0xb } }, cache_c = { { 0xc } };
+	uint64_t first, second, map, below, epoch;
+	char again[256];
+	struct fp root;
+
+	backup(w->path, rig->file);
+	restore(rig->file, rig->other);
+	turn_to(w, rig->other);
+	world_session(w);
+	assert_int_equal(world_lease(w, &rig->image, &cache_a, &epoch, &root), 0);
+	assert_int_equal(world_release(w, &rig->image, &cache_a, epoch), 0);
+	assert_int_equal(world_lease(w, &rig->image, &cache_b, &first, &root), 0);
+	assert_int_equal(resume(w, w->m.params.history.b), 0);
+	assert_int_equal(list(w, &below), 0);
+	map = w->m.params.map_version;
+
+	if (store_is_pg(rig->other))
+		pg_schema(pg.uri, again, sizeof(again));
+	else
+		snprintf(again, sizeof(again), "%s/again.sqlite", w->dir);
+	restore(rig->file, again);
+	turn_to(w, again);
+	world_session(w);
+	assert_int_equal(world_lease(w, &rig->image, &cache_a, &epoch, &root), 0);
+	assert_int_equal(world_release(w, &rig->image, &cache_a, epoch), 0);
+	assert_int_equal(world_lease(w, &rig->image, &cache_c, &second, &root), 0);
+	assert_true(second > first);
+	assert_true(second < 1ULL << 53);
+	assert_true(w->m.params.map_version > map);
+	assert_true((uint64_t)world_sql(w, "SELECT min(epoch) FROM shards") > below);
+	assert_int_equal(world_push(w, &rig->image, first, 2, &root, NULL, 0, false, &root), ESTALE);
 	assert_int_equal(world_check(w, true), 0);
 }
 
@@ -276,6 +330,7 @@ int main(void)
 #define T(f, s) cmocka_unit_test_setup_teardown(f, s, teardown)
 		T(test_same_bytes, setup), T(test_same_bytes, setup_pg),
 		T(test_new_history, setup), T(test_new_history, setup_pg),
+		T(test_two_histories, setup), T(test_two_histories, setup_pg),
 		T(test_draining, setup), T(test_draining, setup_pg),
 		T(test_damage, setup), T(test_damage, setup_pg),
 	};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* The meta server's core: each verb, each refusal, every mutation delivered twice. */
+/* The meta server's core: each verb, each refusal, every mutation delivered twice. (Leases:
+ * meta_lease_test.c. Where blocks are, and when they go: meta_gc_test.c.) */
 #include "meta_world.h"
 #include "pg_cluster.h"
 
@@ -12,37 +13,12 @@
 
 static const struct uuid cache_a = { { 0xa } }, cache_b = { { 0xb } };
 
-static int setup(void **state)
-{
-	struct world *w = calloc(1, sizeof(*w));
-
-	world_init(w, 1, 1);
-	w->replay = true;
-	*state = w;
-	return 0;
-}
-
 static int setup_reopen(void **state)
 {
-	int r = setup(state);
+	int r = world_setup(state);
 
 	((struct world *)*state)->reopen = true;
 	return r;
-}
-
-static int teardown(void **state)
-{
-	world_free(*state);
-	free(*state);
-	return 0;
-}
-
-static void ramp(uint64_t *blocks, size_t n, uint64_t from)
-{
-	size_t i;
-
-	for (i = 0; i < n; i++)
-		blocks[i] = from + i;
 }
 
 static void test_import_clone_remove(void **state)
@@ -52,7 +28,7 @@ static void test_import_clone_remove(void **state)
 	struct uuid u1, u2;
 	struct fp r1, r2;
 
-	ramp(blocks, 600, 1);
+	world_ramp(blocks, 600, 1);
 	blocks[5] = 0;
 	blocks[6] = blocks[7];
 	assert_int_equal(world_import(w, "web", blocks, 600), 0);
@@ -99,7 +75,7 @@ static void test_parts_refused(void **state)
 	const Vmdedup__Reply *reply;
 	struct tree t;
 
-	ramp(blocks, 300, 1);
+	world_ramp(blocks, 300, 1);
 	tree_build(&t, blocks, 300, 300 * WORLD_BLOCK);
 	assert_int_equal(t.nr, 3);
 	assert_int_equal(world_begin_import(w, "x", 300 * WORLD_BLOCK, &push), 0);
@@ -136,7 +112,7 @@ static void test_hostile_nodes(void **state)
 	struct fp hash, zero = { 0 };
 	size_t len;
 
-	ramp(blocks, 300, 1);
+	world_ramp(blocks, 300, 1);
 	tree_build(&t, blocks, 300, 300 * WORLD_BLOCK);
 	assert_int_equal(world_begin_import(w, "x", 300 * WORLD_BLOCK, &push), 0);
 	odd.hashes = &hash;
@@ -194,110 +170,6 @@ static void test_hostile_nodes(void **state)
 	tree_free(&t);
 }
 
-static void test_receipts(void **state)
-{
-	struct world *w = *state;
-	uint64_t block = 77, push, epoch = w->epoch;
-	struct uuid disk = w->disk;
-	struct tree t;
-
-	tree_build(&t, &block, 1, WORLD_BLOCK);
-	assert_int_equal(world_begin_import(w, "x", WORLD_BLOCK, &push), 0);
-	w->receipt_key[0] ^= 1;
-	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EBADMSG);
-	w->receipt_key[0] ^= 1;
-	w->epoch = 0; /* below E */
-	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EAGAIN);
-	w->epoch = epoch;
-	w->disk.b[0] ^= 1; /* no member */
-	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EAGAIN);
-	w->disk = disk;
-	w->incarnation = 2; /* not this one's */
-	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), EAGAIN);
-	w->incarnation = 1;
-	assert_int_equal(world_part(w, push, &t, 0, 1, &block, 1), 0);
-	/* The disk starts anew before the commit: what it vouched for is gone. */
-	assert_int_equal(world_join(w, &w->disk, 2, "host1", 1ULL << 40, &w->server), 0);
-	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
-	assert_int_equal(world_part(w, push, &t, 0, 0, &block, 1), 0);
-	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
-	w->incarnation = 2;
-	assert_int_equal(world_part(w, push, &t, 0, 0, &block, 1), 0);
-	assert_int_equal(world_commit(w, push, &t.root), 0);
-	/* An older copy of the disk does not join. */
-	assert_int_equal(world_join(w, &w->disk, 1, "host1", 1ULL << 40, &w->server), ESTALE);
-	tree_free(&t);
-}
-
-static void test_leases(void **state)
-{
-	struct world *w = *state;
-	uint64_t blocks[4] = { 1, 2, 3, 4 }, e1 = 0, e2 = 0;
-	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	Vmdedup__LeaseBreak brk = VMDEDUP__LEASE_BREAK__INIT;
-	Vmdedup__LeaseTake take = VMDEDUP__LEASE_TAKE__INIT;
-	Vmdedup__LeaseList list = VMDEDUP__LEASE_LIST__INIT;
-	const Vmdedup__Reply *reply;
-	struct fp root, r0, r1, r2;
-	struct uuid image;
-
-	assert_int_equal(world_import(w, "vm", blocks, 4), 0);
-	assert_int_equal(world_image(w, "vm", &image, &root), 0);
-	assert_int_equal(world_lease(w, &image, &cache_a, &e1, &r0), 0);
-	assert_true(fp_equal(&root, &r0));
-	assert_int_equal(world_lease(w, &image, &cache_a, &e2, &r0), 0);
-	assert_int_equal(e1, e2);
-	assert_int_equal(world_lease(w, &image, &cache_b, &e2, &r0), EBUSY);
-	assert_int_equal(world_remove(w, "vm"), EBUSY);
-	blocks[0] = 10;
-	assert_int_equal(world_push(w, &image, e1, 7, &r0, blocks, 4, false, &r1), 0);
-	blocks[0] = 11;
-	assert_int_equal(world_push(w, &image, e1, 8, &r1, blocks, 4, true, &r2), 0);
-	/* Broken: it commits nothing, its two last roots stay. */
-	brk.image = (ProtobufCBinaryData){ 16, image.b };
-	brk.epoch = e1;
-	req.body_case = VMDEDUP__REQUEST__BODY_LEASE_BREAK;
-	req.lease_break = &brk;
-	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
-	assert_int_equal(world_push(w, &image, e1, 9, &r2, blocks, 4, false, &root), ESTALE);
-	assert_int_equal(world_lease(w, &image, &cache_b, &e2, &root), 0);
-	assert_true(e2 > e1);
-	assert_true(fp_equal(&root, &r2));
-	take.image = brk.image;
-	take.cache = (ProtobufCBinaryData){ 16, (uint8_t *)cache_a.b };
-	take.confirm_only = true;
-	take.epoch = e1;
-	req.body_case = VMDEDUP__REQUEST__BODY_LEASE_TAKE;
-	req.lease_take = &take;
-	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, ESTALE);
-	req.body_case = VMDEDUP__REQUEST__BODY_LEASE_LIST;
-	req.lease_list = &list;
-	reply = world_call(w, &req, NULL, 0);
-	assert_int_equal(reply->lease_list->n_leases, 2);
-	assert_true(reply->lease_list->leases[0]->broken);
-	assert_false(reply->lease_list->leases[1]->broken);
-	list.limit = 1;
-	reply = world_call(w, &req, NULL, 0);
-	assert_int_equal(reply->lease_list->n_leases, 1);
-	assert_true(reply->lease_list->more);
-	list.after = reply->lease_list->next;
-	reply = world_call(w, &req, NULL, 0);
-	assert_int_equal(reply->lease_list->n_leases, 1);
-	assert_int_equal(reply->lease_list->leases[0]->epoch, e2);
-	list.after = "nonsense";
-	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
-	assert_int_equal(world_release(w, &image, &cache_b, e2), 0);
-	assert_int_equal(world_release(w, &image, &cache_b, e2), 0);
-	assert_int_equal(world_remove(w, "vm"), 0);
-	world_settle(w);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 2);
-	assert_int_equal(world_release(w, &image, &cache_b, e1), EBUSY);
-	assert_int_equal(world_release(w, &image, &cache_a, e1), 0);
-	world_settle(w);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM images"), 0);
-}
-
 static void test_cuts(void **state)
 {
 	struct world *w = *state;
@@ -320,6 +192,12 @@ static void test_cuts(void **state)
 	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &late, &done), 0);
 	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), 0);
 	assert_int_equal(push, late);
+	/* Of another cache, which had an epoch of that number in another history. */
+	w->cutter = &cache_b;
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), ESTALE);
+	w->cutter = &cache_a;
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), 0);
+	assert_int_equal(push, late);
 	tree_build(&t, b1, 4, 4 * WORLD_BLOCK);
 	r1 = t.root;
 	assert_int_equal(world_part(w, push, &t, 0, 1, b1, 4), 0);
@@ -329,6 +207,9 @@ static void test_cuts(void **state)
 	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), 0);
 	assert_true(done);
 	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r1, false, &push, &done), ESTALE);
+	w->cutter = &cache_b;
+	assert_int_equal(world_begin_cut(w, &image, epoch, 41, &r0, false, &push, &done), ESTALE);
+	w->cutter = NULL;
 	/* Only the next cut follows. */
 	assert_int_equal(world_push(w, &image, epoch, 43, &r1, b2, 4, false, &r2), ESTALE);
 	assert_int_equal(world_push(w, &image, epoch, 40, &r1, b2, 4, false, &r2), ESTALE);
@@ -344,6 +225,59 @@ static void test_cuts(void **state)
 	assert_int_equal(world_push(w, &image, epoch, 44, &out, b2, 4, false, &r2), ESTALE);
 	assert_int_equal(world_lease(w, &image, &cache_b, &epoch, &out), 0);
 	assert_int_equal(world_push(w, &image, epoch, 1, &out, b2, 4, false, &r2), 0);
+}
+
+static void expect_done(struct world *w, const struct uuid *image, uint64_t epoch, uint64_t cut,
+			const struct fp *parent, const struct fp *root)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__PushBegin body = VMDEDUP__PUSH_BEGIN__INIT;
+	const Vmdedup__Reply *reply;
+
+	body.image = (ProtobufCBinaryData){ 16, (uint8_t *)image->b };
+	body.lease_epoch = epoch;
+	body.cut = cut;
+	body.parent_root = (ProtobufCBinaryData){ FP_SIZE, (uint8_t *)parent->b };
+	req.body_case = VMDEDUP__REQUEST__BODY_PUSH_BEGIN;
+	req.push_begin = &body;
+	reply = world_mutate(w, &req, NULL, 0);
+	assert_int_equal(reply->error, 0);
+	assert_true(reply->push_begin->done);
+	assert_memory_equal(reply->push_begin->root.data, root->b, FP_SIZE);
+}
+
+/* A cut is committed, its agent dies before the cache knows, and the image grows. The next agent is told
+ * the root of the cut, as an OPEN is: the cache's record and the lease must never name two. */
+static void test_grown_before_kernel_commit(void **state)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__ImageResize grow = VMDEDUP__IMAGE_RESIZE__INIT;
+	uint64_t blocks[200], epoch, same;
+	struct fp root, r1, r2, lease, head;
+	struct world *w = *state;
+	struct uuid image;
+
+	world_ramp(blocks, ARRAY_SIZE(blocks), 1);
+	assert_int_equal(world_import(w, "vm", blocks, 4), 0);
+	assert_int_equal(world_image(w, "vm", &image, &root), 0);
+	assert_int_equal(world_lease(w, &image, &cache_a, &epoch, &root), 0);
+	blocks[0] = 1000;
+	assert_int_equal(world_push(w, &image, epoch, 7, &root, blocks, 4, false, &r1), 0);
+	grow.name = "vm";
+	grow.size = ARRAY_SIZE(blocks) * WORLD_BLOCK;
+	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_RESIZE;
+	req.image_resize = &grow;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	assert_int_equal(world_image(w, "vm", &image, &head), 0);
+	assert_false(fp_equal(&head, &r1));
+	expect_done(w, &image, epoch, 7, &root, &r1);
+	assert_int_equal(world_lease(w, &image, &cache_a, &same, &lease), 0);
+	assert_int_equal(same, epoch);
+	assert_true(fp_equal(&lease, &r1));
+	/* And the next cut follows it. */
+	assert_int_equal(world_push(w, &image, epoch, 8, &r1, blocks, ARRAY_SIZE(blocks), false, &r2), 0);
+	expect_done(w, &image, epoch, 8, &r1, &r2);
+	assert_int_equal(world_check(w, true), 0);
 }
 
 /* A dead session leaves a push open; its cut is superseded by the image's next one. */
@@ -378,35 +312,6 @@ static void test_supersede_and_abort(void **state)
 	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
 	assert_int_equal(world_part(w, push, &t, 0, 1, b1, 2), 0);
 	assert_int_equal(world_commit(w, push, &t.root), 0);
-	tree_free(&t);
-}
-
-/* Between count 0 and the cascade a node is whole: bringing it again revives it. */
-static void test_revive(void **state)
-{
-	struct world *w = *state;
-	uint64_t blocks[300], push;
-	struct error err = { 0 };
-	struct gc_progress p;
-	struct tree t;
-
-	ramp(blocks, 300, 1);
-	tree_build(&t, blocks, 300, 300 * WORLD_BLOCK);
-	assert_int_equal(world_import(w, "a", blocks, 300), 0);
-	world_settle(w);
-	assert_int_equal(world_remove(w, "a"), 0);
-	/* The image goes, its root is dying. */
-	assert_int_equal(meta_begin(&w->m, &err), 0);
-	assert_int_equal(gc_cascade(&w->m, 1, &p, &err), 0);
-	assert_int_equal(meta_commit(&w->m, &err), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM dying"), 1);
-	assert_int_equal(world_begin_import(w, "b", 300 * WORLD_BLOCK, &push), 0);
-	assert_int_equal(world_commit(w, push, &t.root), EAGAIN);
-	assert_int_equal(world_part(w, push, &t, 2, 3, NULL, 0), 0);
-	assert_int_equal(world_commit(w, push, &t.root), 0);
-	world_settle(w);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes WHERE count = 1"), 3);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks WHERE count = 1"), 300);
 	tree_free(&t);
 }
 
@@ -458,6 +363,52 @@ static void test_sessions(void **state)
 	w->mono_ns += (META_SESSION_IDLE_S + 100) * 1000000000ULL;
 	world_settle(w);
 	assert_int_equal(world_sql(w, "SELECT count(*) FROM sessions"), 0);
+}
+
+/* The head that goes becomes a version, unless one names it already. */
+static void test_rollback_keeps_the_head(void **state)
+{
+	struct world *w = *state;
+	uint64_t b0[2] = { 1, 2 }, b1[2] = { 3, 4 }, epoch;
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Rollback back = VMDEDUP__ROLLBACK__INIT;
+	Vmdedup__VersionList list = VMDEDUP__VERSION_LIST__INIT;
+	Vmdedup__Snapshot snap = VMDEDUP__SNAPSHOT__INIT;
+	const Vmdedup__Reply *reply;
+	struct fp r0, r1, out;
+	struct uuid image;
+	int i;
+
+	assert_int_equal(world_import(w, "vm", b0, 2), 0);
+	assert_int_equal(world_image(w, "vm", &image, &r0), 0);
+	snap.name = "vm";
+	snap.label = "first";
+	req.body_case = VMDEDUP__REQUEST__BODY_SNAPSHOT;
+	req.snapshot = &snap;
+	assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+	assert_int_equal(world_lease(w, &image, &cache_a, &epoch, &out), 0);
+	/* As in the background: no version of it. */
+	assert_int_equal(world_push(w, &image, epoch, 1, &r0, b1, 2, false, &r1), 0);
+	assert_int_equal(world_release(w, &image, &cache_a, epoch), 0);
+	back.name = "vm";
+	req.body_case = VMDEDUP__REQUEST__BODY_ROLLBACK;
+	req.rollback = &back;
+	for (i = 0; i < 4; i++) {
+		back.version = 1 + i % 2;
+		assert_int_equal(world_mutate(w, &req, NULL, 0)->error, 0);
+		assert_int_equal(world_image(w, "vm", &image, &out), 0);
+		assert_true(fp_equal(&out, i % 2 ? &r1 : &r0));
+	}
+	list.name = "vm";
+	req.body_case = VMDEDUP__REQUEST__BODY_VERSION_LIST;
+	req.version_list = &list;
+	reply = world_call(w, &req, NULL, 0);
+	assert_int_equal(reply->version_list->n_versions, 2);
+	assert_memory_equal(reply->version_list->versions[1]->root.data, r1.b, FP_SIZE);
+	assert_string_equal(reply->version_list->versions[1]->label, "before the rollback to 1");
+	assert_int_equal(world_remove(w, "vm"), 0);
+	world_settle(w);
+	assert_int_equal(world_sql(w, "SELECT count(*) FROM nodes"), 0);
 }
 
 static void test_versions(void **state)
@@ -577,185 +528,6 @@ static void test_list_and_nodes(void **state)
 	assert_int_equal(world_call(w, &req, NULL, 0)->error, EINVAL);
 }
 
-/* Dead blocks are condemned with a new epoch; old receipts count no more; naming one again with a
- * new receipt uncondemns it. */
-static void test_epochs(void **state)
-{
-	struct world *w = *state;
-	uint64_t blocks[10], push;
-	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	Vmdedup__GcStep gc = VMDEDUP__GC_STEP__INIT;
-	const Vmdedup__Reply *reply;
-	uint64_t version = w->m.params.map_version;
-	struct tree t;
-
-	ramp(blocks, 10, 1);
-	tree_build(&t, blocks, 10, 10 * WORLD_BLOCK);
-	assert_int_equal(world_import(w, "a", blocks, 10), 0);
-	assert_int_equal(world_import(w, "b", blocks, 5), 0);
-	assert_int_equal(world_remove(w, "a"), 0);
-	/* Receipts of the old epoch, for a part that comes after the collection. */
-	assert_int_equal(world_begin_import(w, "c", 10 * WORLD_BLOCK, &push), 0);
-	assert_int_equal(world_part(w, push, &t, 0, 0, blocks, 10), 0);
-	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
-	req.gc_step = &gc;
-	gc.now = true;
-	do
-		reply = world_call(w, &req, NULL, 0);
-	while (reply->gc_step->more);
-	assert_int_equal(reply->gc_step->dead_blocks, 5);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks WHERE condemned = 2"), 5);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM shards WHERE epoch = 2"), 5);
-	assert_true(w->m.params.map_version > version);
-	reply = world_part_reply(w, push, &t, 0, 1, NULL, 0);
-	assert_int_equal(reply->error, EAGAIN);
-	assert_int_equal(reply->push_part->redo_blocks.len, 5 * FP_SIZE);
-	w->epoch = 2;
-	assert_int_equal(world_part(w, push, &t, 0, 1, blocks, 10), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM blocks WHERE condemned > 0"), 0);
-	assert_int_equal(world_commit(w, push, &t.root), 0);
-	tree_free(&t);
-}
-
-/* How many blocks wait for the data servers to delete them. */
-static unsigned int collect_now(struct world *w)
-{
-	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	Vmdedup__GcStep gc = VMDEDUP__GC_STEP__INIT;
-	const Vmdedup__Reply *reply;
-
-	req.body_case = VMDEDUP__REQUEST__BODY_GC_STEP;
-	req.gc_step = &gc;
-	gc.now = true;
-	do {
-		reply = world_call(w, &req, NULL, 0);
-		assert_int_equal(reply->error, 0);
-	} while (reply->gc_step->more);
-	return (unsigned int)reply->gc_step->dead_blocks;
-}
-
-/* A day forth, two back, a year forth: of leases, sessions, open pushes, receipts and blocks none
- * ends early, and none stays longer, than without. */
-static void test_clock_jumps(void **state)
-{
-	static const int64_t jumps[] = { 86400, -2 * 86400, 365 * 86400, -400 * 86400 };
-	struct world *w = *state;
-	uint64_t blocks[4] = { 1, 2, 3, 4 }, gone[5], epoch, other, push, cut = 0;
-	unsigned int dead = 0;
-	struct fp root, out;
-	struct uuid image;
-	struct tree t;
-	bool done;
-	size_t i;
-
-	w->wall_s = 500 * 86400;
-	assert_int_equal(world_import(w, "vm", blocks, 4), 0);
-	assert_int_equal(world_image(w, "vm", &image, &root), 0);
-	assert_int_equal(world_lease(w, &image, &cache_a, &epoch, &out), 0);
-	for (i = 0; i < ARRAY_SIZE(jumps); i++) {
-		/* Open, with receipts, when the clock jumps. */
-		blocks[0] = 100 + i;
-		tree_build(&t, blocks, 4, 4 * WORLD_BLOCK);
-		assert_int_equal(
-			world_begin_cut(w, &image, epoch, ++cut, &root, false, &push, &done), 0);
-		assert_int_equal(world_part(w, push, &t, 0, 0, blocks, 4), 0);
-		ramp(gone, 5, 1000 + 10 * i);
-		assert_int_equal(world_import(w, "gone", gone, 5), 0);
-		w->wall_s += (uint64_t)jumps[i];
-		w->mono_ns += 100 * 1000000000ULL;
-		world_settle(w);
-		assert_int_equal(world_lease(w, &image, &cache_b, &other, &out), EBUSY);
-		assert_int_equal(world_lease(w, &image, &cache_a, &other, &out), 0);
-		assert_int_equal(other, epoch);
-		/* What was removed, and what cuts have replaced; the lease keeps the last parent. */
-		dead += i > 1;
-		assert_int_equal(collect_now(w), dead);
-		assert_int_equal(world_remove(w, "gone"), 0);
-		world_settle(w);
-		dead += 5;
-		assert_int_equal(collect_now(w), dead);
-		w->epoch = (uint64_t)world_sql(w, "SELECT max(epoch) FROM shards");
-		/* What was collected raised the epochs of those shards alone. */
-		assert_int_equal(world_part(w, push, &t, 0, 1, NULL, 0), 0);
-		assert_int_equal(world_commit(w, push, &t.root), 0);
-		root = t.root;
-		tree_free(&t);
-		assert_int_equal(world_sql(w, "SELECT count(*) FROM sessions"), 1);
-	}
-	/* Service alone ends what is idle. */
-	blocks[0] = 200;
-	assert_int_equal(world_begin_cut(w, &image, epoch, ++cut, &root, false, &push, &done), 0);
-	w->mono_ns += (META_PUSH_IDLE_S + 100) * 1000000000ULL;
-	world_settle(w);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM pushes WHERE state = 0"), 0);
-	assert_int_equal(world_lease(w, &image, &cache_a, &other, &out), 0);
-	assert_int_equal(other, epoch);
-	assert_int_equal(world_check(w, true), 0);
-}
-
-static void test_placement(void **state)
-{
-	struct world *w = *state;
-	struct uuid d2 = { { 2 } }, d3 = { { 3 } }, d4 = { { 4 } };
-	uint64_t blocks[100];
-	uint32_t s2, s3, s4, again;
-
-	world_free(w);
-	world_init(w, 2, 1);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 1"), 1024);
-	/* Two disks of a host share its places, one of each shard. */
-	assert_int_equal(world_join(w, &d3, 1, "host1", 1ULL << 40, &s3), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 1"), 512);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 2"), 512);
-	assert_int_equal(world_join(w, &d2, 1, "host2", 1ULL << 40, &s2), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 3"), 1024);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE state = 0"), 2048);
-	assert_int_equal(world_join(w, &d2, 1, "host2", 1ULL << 40, &again), 0);
-	assert_int_equal(again, s2);
-	assert_int_equal(world_sql(w, "SELECT map_version FROM cluster"), 4);
-	/* Started anew: stale wherever another replica is. */
-	assert_int_equal(world_join(w, &d2, 2, "host2", 1ULL << 40, &again), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE state = 1"), 1024);
-	/* Shards that hold blocks stay; the others make way for twice the capacity. */
-	w->incarnation = 1;
-	ramp(blocks, 100, 1);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE state = 0"), 1024);
-	w->epoch = 1;
-	/* Half of the blocks are the other disk's. */
-	assert_int_equal(world_import(w, "a", blocks, 100), EAGAIN);
-	assert_int_equal(world_join(w, &d4, 1, "host3", 2ULL << 40, &s4), 0);
-	assert_in_range(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 4"), 810, 824);
-	assert_int_equal(world_sql(w,
-				   "SELECT count(*) FROM replicas a JOIN replicas b ON a.shard = "
-				   "b.shard AND a.replica < b.replica WHERE a.server = b.server OR "
-				   "(a.server < 3 AND b.server < 3)"),
-			 0);
-}
-
-/* Shards that hold blocks do not move by themselves. */
-static void test_placement_keeps_blocks(void **state)
-{
-	struct world *w = *state;
-	struct uuid d2 = { { 2 } };
-	uint64_t blocks[100];
-	struct fp fp;
-	char sql[80];
-	uint32_t s2;
-	int i;
-
-	ramp(blocks, 100, 1);
-	assert_int_equal(world_import(w, "a", blocks, 100), 0);
-	assert_int_equal(world_join(w, &d2, 1, "host2", 1ULL << 40, &s2), 0);
-	assert_int_equal(world_sql(w, "SELECT count(*) FROM replicas WHERE server = 2"), 512);
-	assert_int_equal(world_import(w, "b", blocks, 100), 0);
-	for (i = 0; i < 100; i++) {
-		fp = world_fp(blocks[i]);
-		snprintf(sql, sizeof(sql), "SELECT count(*) FROM replicas WHERE server = 2 AND "
-			 "shard = %u", fp_shard(&fp));
-		assert_int_equal(world_sql(w, sql), 0);
-	}
-}
-
 /* Requests of one batch share a transaction; the one that fails disturbs nobody. */
 static void test_batch(void **state)
 {
@@ -820,7 +592,7 @@ static void test_check(void **state)
 	struct tree t;
 	size_t i;
 
-	ramp(blocks, 600, 1);
+	world_ramp(blocks, 600, 1);
 	assert_int_equal(world_check(w, true), 0);
 	assert_int_equal(world_import(w, "a", blocks, 600), 0);
 	tree_build(&t, blocks + 300, 300, 300 * WORLD_BLOCK);
@@ -836,6 +608,32 @@ static void test_check(void **state)
 		assert_int_equal(world_check(w, true), 0);
 	}
 	tree_free(&t);
+}
+
+/* What was there before the mark stays, whatever came after it and where. */
+static void test_arena_mark(void **state)
+{
+	struct arena a = { 0 };
+	struct arena_mark none = arena_mark(&a), mark;
+	char *first, *large, *after;
+
+	assert_non_null(arena_alloc(&a, 100));
+	arena_release(&a, none);
+	assert_null(a.chunks);
+	first = arena_strdup(&a, "first");
+	large = arena_alloc(&a, 100000);
+	memset(large, 'x', 100000);
+	mark = arena_mark(&a);
+	after = arena_strdup(&a, "after");
+	memset(arena_alloc(&a, 200000), 'y', 200000);
+	for (int i = 0; i < 100; i++)
+		memset(arena_alloc(&a, 5000), 'z', 5000);
+	arena_release(&a, mark);
+	assert_string_equal(first, "first");
+	assert_int_equal(large[0], 'x');
+	assert_int_equal(large[99999], 'x');
+	assert_ptr_equal(arena_strdup(&a, "again"), after);
+	arena_free(&a);
 }
 
 static void create_schema(struct world *w, const char *uri)
@@ -881,26 +679,22 @@ static void test_store_errors(void **state)
 static int run(const char *name)
 {
 	const struct CMUnitTest tests[] = {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, world_setup, world_teardown)
 		T(test_import_clone_remove),
-		cmocka_unit_test_setup_teardown(test_import_clone_remove, setup_reopen, teardown),
+		cmocka_unit_test_setup_teardown(test_import_clone_remove, setup_reopen, world_teardown),
 		T(test_parts_refused),
 		T(test_hostile_nodes),
-		T(test_receipts),
-		T(test_leases),
 		T(test_cuts),
-		cmocka_unit_test_setup_teardown(test_cuts, setup_reopen, teardown),
+		cmocka_unit_test_setup_teardown(test_cuts, setup_reopen, world_teardown),
+		T(test_grown_before_kernel_commit),
 		T(test_supersede_and_abort),
-		T(test_revive),
 		T(test_sessions),
 		T(test_versions),
+		T(test_rollback_keeps_the_head),
 		T(test_list_and_nodes),
-		T(test_epochs),
-		T(test_clock_jumps),
-		T(test_placement),
-		T(test_placement_keeps_blocks),
 		T(test_batch),
 		T(test_check),
+		T(test_arena_mark),
 		T(test_store_errors),
 	};
 

@@ -12,6 +12,7 @@
 
 #include "meta_world.h"
 #include "pg_cluster.h"
+#include "proto/peer_address.h"
 
 #define TTL_S 60
 
@@ -32,9 +33,9 @@ static int teardown(void **state)
 	return 0;
 }
 
-/* The agent of cache @n, with image @image open; the reply, with at most @want peers. */
-static const Vmdedup__Reply *announce(struct world *w, unsigned int n, unsigned int port,
-				      uint8_t image, uint32_t want, char *liar)
+/* The agent of cache @n in @rack, with image @image open; the reply, with at most @want peers. */
+static const Vmdedup__Reply *announce_in(struct world *w, const char *rack, unsigned int n,
+					 unsigned int port, uint8_t image, uint32_t want, char *liar)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__PeerAnnounce say = VMDEDUP__PEER_ANNOUNCE__INIT;
@@ -48,6 +49,7 @@ static const Vmdedup__Reply *announce(struct world *w, unsigned int n, unsigned 
 	say.cache = (ProtobufCBinaryData){ 16, cache.b };
 	say.address = &address;
 	say.host = host;
+	say.rack = (char *)rack;
 	say.ttl_s = TTL_S;
 	say.images = (ProtobufCBinaryData){ 16, open.b };
 	say.want = want;
@@ -56,6 +58,12 @@ static const Vmdedup__Reply *announce(struct world *w, unsigned int n, unsigned 
 	req.body_case = VMDEDUP__REQUEST__BODY_PEER_ANNOUNCE;
 	req.peer_announce = &say;
 	return world_call(w, &req, NULL, 0);
+}
+
+static const Vmdedup__Reply *announce(struct world *w, unsigned int n, unsigned int port,
+				      uint8_t image, uint32_t want, char *liar)
+{
+	return announce_in(w, "", n, port, image, want, liar);
 }
 
 static bool names(const Vmdedup__Reply *reply, const char *endpoint)
@@ -87,6 +95,38 @@ static void images_in_common_first(void **state)
 		for (size_t k = 0; k < i; k++)
 			assert_string_not_equal(reply->peer_announce->peers[i]->endpoint,
 						reply->peer_announce->peers[k]->endpoint);
+}
+
+/* Of the same rack are half, however many there are; the others are elsewhere, with what is in common
+ * before what is not. */
+static void racks_know_each_other(void **state)
+{
+	struct world *w = *state;
+	const Vmdedup__Reply *reply;
+	unsigned int same = 0, common = 0, far = 0;
+
+	for (unsigned int n = 1; n <= 60; n++)
+		assert_int_equal(announce_in(w, n % 3 ? n % 3 == 1 ? "a" : "b" : "", n, 1000 + n,
+					     n <= 45 ? 7 : 8, 0, NULL)->error, 0);
+	reply = announce_in(w, "a", 1, 1001, 7, 16, NULL);
+	assert_int_equal(reply->error, 0);
+	assert_int_equal(reply->peer_announce->n_peers, 16);
+	for (size_t i = 0; i < 16; i++) {
+		unsigned int n = (unsigned int)atoi(strrchr(reply->peer_announce->peers[i]->endpoint, ':')
+						    + 1) - 1000;
+		uint32_t rack = reply->peer_announce->peers[i]->rack;
+
+		assert_int_equal(rack, peer_rack(n % 3 ? n % 3 == 1 ? "a" : "b" : ""));
+		same += i < 8 && n % 3 == 1 && n <= 45;
+		common += i >= 8 && i < 12 && n <= 45;
+		far += n % 3 != 1;
+	}
+	assert_int_equal(same, 8);
+	assert_true(far >= 4);
+	assert_int_equal(common, 4);
+	/* Alone in its rack, or in none: as if there were no racks. */
+	assert_int_equal(announce_in(w, "c", 1, 1001, 7, 16, NULL)->peer_announce->n_peers, 16);
+	assert_int_equal(announce_in(w, "", 1, 1001, 7, 16, NULL)->peer_announce->n_peers, 16);
 }
 
 /* Who is silent is forgotten, with its images; a new cache at an address takes the old one's place. */
@@ -176,6 +216,7 @@ static int run(const char *name)
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(images_in_common_first),
+		T(racks_know_each_other),
 		T(silent_ones_are_forgotten),
 		T(liars_are_counted),
 		T(trace_of_a_root),

@@ -156,8 +156,8 @@ static void test_upgrade_pg(void **state)
 		return;
 	pg_schema(pg.uri, uri, sizeof(uri));
 	make_store(uri);
-	pg_sql(uri, "DROP TABLE lease_reports; DROP TABLE hot_lists; ALTER TABLE servers DROP COLUMN "
-	       "draining, DROP COLUMN anew; ALTER TABLE replicas DROP COLUMN placed, DROP COLUMN "
+	pg_sql(uri, "DROP INDEX peers_rack; DROP TABLE lease_reports; DROP TABLE hot_lists; "
+	       "ALTER TABLE servers DROP COLUMN draining, DROP COLUMN anew; ALTER TABLE replicas DROP COLUMN placed, DROP COLUMN "
 	       "round; ALTER TABLE leases DROP COLUMN grown; UPDATE cluster SET schema = 2");
 	for (int i = 0; i < 2; i++)
 		if (store_open(&s[i], uri, &err))

@@ -55,6 +55,31 @@ static void open_store(struct world *w)
 	w->m.may_cascade = true;
 }
 
+int world_setup(void **state)
+{
+	struct world *w = calloc(1, sizeof(*w));
+
+	world_init(w, 1, 1);
+	w->replay = true;
+	*state = w;
+	return 0;
+}
+
+int world_teardown(void **state)
+{
+	world_free(*state);
+	free(*state);
+	return 0;
+}
+
+void world_ramp(uint64_t *blocks, size_t n, uint64_t from)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		blocks[i] = from + i;
+}
+
 void world_reopen(struct world *w)
 {
 	meta_end(&w->m);
@@ -130,13 +155,21 @@ static size_t pack(struct world *w, const Vmdedup__Reply *reply, uint8_t **out)
 	return len;
 }
 
+static void assert_same_reply(struct world *w, const Vmdedup__Reply *first,
+			      const Vmdedup__Reply *again)
+{
+	uint8_t *a, *b;
+	size_t la = pack(w, first, &a), lb = pack(w, again, &b);
+
+	assert_int_equal(la, lb);
+	assert_memory_equal(a, b, la);
+}
+
 const Vmdedup__Reply *world_mutate(struct world *w, Vmdedup__Request *req,
 				   const struct meta_bytes *frames, size_t n)
 {
 	Vmdedup__Mutation mut = VMDEDUP__MUTATION__INIT;
 	const Vmdedup__Reply *first, *again;
-	uint8_t *a, *b;
-	size_t la, lb;
 
 	mut.session = w->session;
 	mut.sequence = ++w->sequence;
@@ -146,10 +179,7 @@ const Vmdedup__Reply *world_mutate(struct world *w, Vmdedup__Request *req,
 		world_reopen(w);
 	if (w->replay) {
 		again = world_call(w, req, frames, n);
-		la = pack(w, first, &a);
-		lb = pack(w, again, &b);
-		assert_int_equal(la, lb);
-		assert_memory_equal(a, b, la);
+		assert_same_reply(w, first, again);
 	}
 	req->mutation = NULL;
 	return first;
@@ -284,6 +314,8 @@ int world_begin_cut(struct world *w, const struct uuid *image, uint64_t epoch, u
 	push_begin.cut = cut;
 	push_begin.parent_root = (ProtobufCBinaryData){ FP_SIZE, (uint8_t *)parent->b };
 	push_begin.make_version = version;
+	if (w->cutter)
+		push_begin.cache = (ProtobufCBinaryData){ 16, (uint8_t *)w->cutter->b };
 	reply = world_mutate(w, &req, NULL, 0);
 	if (!reply->error) {
 		*push = reply->push_begin->push;
@@ -479,7 +511,7 @@ int world_release(struct world *w, const struct uuid *image, const struct uuid *
 unsigned int world_check(struct world *w, bool say)
 {
 	REQUEST(req, check_step, CheckStep, CHECK_STEP);
-	const Vmdedup__Reply *reply;
+	const Vmdedup__Reply *reply, *again;
 	unsigned int problems = 0;
 	size_t i;
 
@@ -489,6 +521,10 @@ unsigned int world_check(struct world *w, bool say)
 		reply = world_call(w, &req, NULL, 0);
 		if (reply->error)
 			fail_msg("check: %s", reply->error_text);
+		if (w->replay && check_step.cursor.len) {
+			again = world_call(w, &req, NULL, 0);
+			assert_same_reply(w, reply, again);
+		}
 		for (i = 0; say && i < reply->check_step->n_problems; i++)
 			print_message("check: %s\n", reply->check_step->problems[i]);
 		problems += (unsigned int)reply->check_step->n_problems;

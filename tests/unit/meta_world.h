@@ -2,7 +2,7 @@
 /*
  * A meta server's core on a real SQLite file or in a real PostgreSQL, with a clock and random numbers of the test's own,
  * and a client that speaks its requests. With `replay` every mutation is delivered twice and must
- * be answered with the same bytes; with `reopen` the store is closed and opened again between the
+ * be answered with the same bytes, and so is every step of a check; with `reopen` the store is closed and opened again between the
  * two, as after a crash.
  */
 #ifndef VMDEDUP_TESTS_META_WORLD_H
@@ -30,6 +30,7 @@ struct world {
 	uint64_t epoch; /* that the data server stamps */
 	const uint64_t *stamps; /* or NULL: the epoch of content k's copy, 0: it has none */
 	uint64_t map_version;
+	const struct uuid *cutter; /* the cache that names itself with a cut, or NULL */
 	struct meta_bytes *frames; /* of the last reply */
 	size_t nr_frames;
 };
@@ -39,6 +40,10 @@ void world_use_pg(const char *uri);
 void world_init(struct world *w, unsigned int replicas, unsigned int min_copies);
 void world_free(struct world *w);
 void world_reopen(struct world *w);
+/* Of a cmocka test: a world with one replica, in which all is delivered twice. */
+int world_setup(void **state);
+int world_teardown(void **state);
+void world_ramp(uint64_t *blocks, size_t n, uint64_t from); /* from, from + 1, ... */
 uint64_t world_random(struct world *w); /* xorshift on w->seed */
 
 /* Replies live until world_forget(). */

@@ -233,6 +233,52 @@ static void test_slow_reader(void **state)
 	netw_server_free(s);
 }
 
+/* Clients that do not read, and have each little enough waiting: together they have not. */
+static void test_slow_readers(void **state)
+{
+	static uint8_t fps[16 * 32], buf[sizeof(fps) + 256];
+	struct net_server_ops ops = netw_server_ops;
+	Vmdedup__Get get = VMDEDUP__GET__INIT;
+	Vmdedup__Request req = netw_request(VMDEDUP__REQUEST__BODY_GET, &get);
+	const int one = 1, linger = 0, each = 14;
+	struct net_ctx *ctx = netw_context(NULL, NULL);
+	struct netw_server *s;
+	struct net_client *c;
+	struct net_reply reply;
+	int refused, stats = 0;
+	void *raw[4];
+
+	ops.queued = 32ULL << 20;
+	s = netw_server_start_with(&ops, ctx, false, "tcp://127.0.0.1:*");
+	c = netw_client(ctx, net_server_endpoint(s->net, 0), NULL);
+	get.fingerprints.data = fps;
+	get.fingerprints.len = sizeof(fps);
+	for (size_t k = 0; k < NETW_COUNT(raw); k++) {
+		raw[k] = zmq_socket(ctx->zmq, ZMQ_DEALER);
+		zmq_setsockopt(raw[k], ZMQ_LINGER, &linger, sizeof(linger));
+		zmq_setsockopt(raw[k], ZMQ_RCVHWM, &one, sizeof(one));
+		assert_int_equal(zmq_connect(raw[k], net_server_endpoint(s->net, 0)), 0);
+		raw_hello(raw[k], 1, PROTO_VERSION);
+		for (int i = 0; i < each; i++) /* 4 MiB each */
+			raw_send(raw[k], buf, pack_request(&req, (uint64_t)i + 2, 0, buf), 0, 0);
+	}
+	do {
+		/* Who reads is served. */
+		assert_int_equal(netw_call(c, VMDEDUP__REQUEST__BODY_DATA_STAT, &netw_data_stat,
+					   &reply, NULL), 0);
+		stats++;
+		refused = (int)reply.header->data_stat->gets;
+		net_reply_free(&reply);
+	} while (refused + atomic_load(&s->seen) - stats < each * (int)NETW_COUNT(raw));
+	assert_true(refused >= 8); /* of 56, as 8 and some in sockets and queues fit */
+	net_client_free(c);
+	for (size_t k = 0; k < NETW_COUNT(raw); k++)
+		zmq_close(raw[k]);
+	netw_server_stop(s);
+	net_ctx_free(ctx);
+	netw_server_free(s);
+}
+
 /* The client's side: a raw ROUTER that forgets, repeats itself and talks nonsense. */
 struct raw_server {
 	void *socket;
@@ -394,6 +440,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_hostile_client),
 		cmocka_unit_test(test_slow_reader),
+		cmocka_unit_test(test_slow_readers),
 		cmocka_unit_test(test_close_under_load),
 		cmocka_unit_test(test_hostile_server),
 		cmocka_unit_test(test_peer_table),

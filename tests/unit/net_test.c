@@ -40,6 +40,7 @@ static void round_trip(const char *endpoint)
 	Vmdedup__ShardList list = VMDEDUP__SHARD_LIST__INIT;
 	Vmdedup__Request req;
 	struct net_reply reply, copy;
+	struct bytes *taken;
 	struct error err;
 	atomic_int freed = 0;
 	struct net_frame frames[3] = {
@@ -56,11 +57,18 @@ static void round_trip(const char *endpoint)
 		assert_int_equal(reply.frames[i].len, NETW_BLOCK_SIZE);
 		assert_memory_equal(reply.frames[i].data, s->block, NETW_BLOCK_SIZE);
 	}
+	/* A frame that was taken stays when the reply goes. */
+	taken = net_reply_take(&reply, 2);
+	assert_non_null(taken);
+	assert_ptr_equal(taken->data, reply.frames[2].data);
 	/* A copy of the structure owns the reply as well as the first does, once. */
 	copy = reply;
 	net_reply_free(&copy);
 	assert_null(copy.header);
 	net_reply_free(&copy);
+	assert_int_equal(taken->len, NETW_BLOCK_SIZE);
+	assert_memory_equal(taken->data, s->block, NETW_BLOCK_SIZE);
+	bytes_free(taken);
 
 	memset(payload, 1, sizeof(payload));
 	req = netw_request(VMDEDUP__REQUEST__BODY_PUT, &put);

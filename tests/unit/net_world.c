@@ -121,7 +121,9 @@ static void server_tick(void *ctx)
 	atomic_fetch_add(&s->ticks, 1);
 }
 
-const struct net_server_ops netw_server_ops = {server_handle, server_batch_end, server_tick};
+const struct net_server_ops netw_server_ops = {
+	.handle = server_handle, .batch_end = server_batch_end, .tick = server_tick,
+};
 
 static void *server_main(void *arg)
 {
@@ -131,6 +133,12 @@ static void *server_main(void *arg)
 }
 
 struct netw_server *netw_server_start(struct net_ctx *ctx, bool silent, const char *endpoint)
+{
+	return netw_server_start_with(&netw_server_ops, ctx, silent, endpoint);
+}
+
+struct netw_server *netw_server_start_with(const struct net_server_ops *ops, struct net_ctx *ctx,
+					   bool silent, const char *endpoint)
 {
 	static const uint8_t cluster[16] = {1, 2, 3};
 	struct netw_server *s = calloc(1, sizeof(*s));
@@ -142,7 +150,7 @@ struct netw_server *netw_server_start(struct net_ctx *ctx, bool silent, const ch
 	memset(s->block, 'b', NETW_BLOCK_SIZE);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
-	s->net = net_server_new(ctx, "data", cluster, &netw_server_ops, s, 50, &err);
+	s->net = net_server_new(ctx, "data", cluster, ops, s, 50, &err);
 	assert_non_null(s->net);
 	if (net_server_bind(s->net, endpoint, &err))
 		fail_msg("%s", err.text);

@@ -31,6 +31,9 @@ struct netw_server {
 
 /* @silent: takes requests and never answers. */
 struct netw_server *netw_server_start(struct net_ctx *ctx, bool silent, const char *endpoint);
+/* @ops: netw_server_ops with other bounds; they must live as long. */
+struct netw_server *netw_server_start_with(const struct net_server_ops *ops, struct net_ctx *ctx,
+					   bool silent, const char *endpoint);
 /* Until @n requests have come. */
 void netw_server_wait_seen(struct netw_server *s, int n);
 struct net_server_stats netw_server_stop(struct netw_server *s);

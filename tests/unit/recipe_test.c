@@ -78,7 +78,7 @@ static int store_put(void *ctx, const struct fp *hash, const uint8_t *data, size
 	return 0;
 }
 
-static const struct recipe_ops store_ops = { store_get, store_put };
+static const struct recipe_ops store_ops = { .get = store_get, .put = store_put };
 
 static void store_clear(struct store *s)
 {

@@ -21,6 +21,7 @@
 #define MAX_HOSTS 40
 #define BLOCKS	  64
 #define EVENTS	  65536
+#define MAX_KNOWN 1024 /* peers that the server remembers */
 
 enum mood { GOOD, EMPTY, LIES, SILENT, BUSY };
 
@@ -119,7 +120,8 @@ static int host_at(struct world *w, const struct peer_address *a)
 	return -1;
 }
 
-static void op_ask_peer(void *ctx, unsigned int peer, uint64_t id, const struct fp *fp)
+static void op_ask_peer(void *ctx, unsigned int peer, uint64_t id, const struct fp *fp,
+			unsigned int wait_ms)
 {
 	struct sim_host *h = ctx;
 	struct world *w = h->world;
@@ -282,7 +284,7 @@ static struct world *new_world(unsigned int hosts, uint64_t seed)
 	w->seed = seed * 0x9e3779b97f4a7c15ULL + 1;
 	w->now = 1000 * MS;
 	w->nr_hosts = hosts;
-	w->redirect = redirect_new(1024);
+	w->redirect = redirect_new(1024, MAX_KNOWN);
 	w->events = calloc(EVENTS, sizeof(*w->events));
 	assert_non_null(w->redirect);
 	assert_non_null(w->events);
@@ -374,6 +376,29 @@ static void test_filters_spare_the_server(void **state)
 	assert_int_equal(w->hosts[0].by_peer, BLOCKS);
 	assert_int_equal(w->server_asked, 0);
 	assert_true(w->hosts[1].asked > BLOCKS / 5 && w->hosts[2].asked > BLOCKS / 5);
+	free_world(w);
+}
+
+/* Of two that have all, the one in the rack is asked, and the other when that one is loaded. */
+static void test_the_rack_comes_first(void **state)
+{
+	struct world *w = new_world(3, 2);
+	unsigned int b, i;
+
+	for (i = 0; i < 3; i++)
+		w->hosts[i].address.rack = peer_rack(i < 2 ? "r1" : "r2");
+	sources_set_self(w->hosts[0].sources, &w->hosts[0].address);
+	for (b = 0; b < BLOCKS; b++)
+		w->hosts[1].has[b] = w->hosts[2].has[b] = true;
+	tell(w, 0, 1);
+	tell(w, 0, 2);
+	for (b = 0; b < BLOCKS; b++) {
+		get(&w->hosts[0], b);
+		run(w);
+	}
+	print_message("# %u asked of the rack, %u of the other\n", w->hosts[1].asked, w->hosts[2].asked);
+	assert_int_equal(w->hosts[0].by_peer, BLOCKS);
+	assert_true(w->hosts[1].asked > 4 * w->hosts[2].asked);
 	free_world(w);
 }
 
@@ -546,7 +571,7 @@ static struct peer_address address_of(unsigned int n)
 
 static void test_redirect_names_few_and_earlier_ones(void **state)
 {
-	struct redirect *r = redirect_new(64);
+	struct redirect *r = redirect_new(64, MAX_KNOWN);
 	const struct peer_address *names[REDIRECT_NAMES];
 	unsigned int first[200] = { 0 }, i, k;
 	struct fp fp = fp_of(1);
@@ -570,9 +595,21 @@ static void test_redirect_names_few_and_earlier_ones(void **state)
 	}
 	for (i = 0; i < 200; i++)
 		assert_true(first[i] <= REDIRECT_FANOUT);
-	/* One that comes back is served, and so is one that was sent on in vain. */
+	/* One that comes back without saying so did not hear: it is told again, of earlier ones. */
+	{
+		struct peer_address who = address_of(150), later;
+
+		n = redirect_ask(r, &fp, &who, false, 1, 300, names);
+		assert_int_not_equal(n, 0);
+		for (j = 0; j < n; j++)
+			for (k = 150; k < 200; k++) {
+				later = address_of(k);
+				assert_false(peer_address_equal(&later, names[j]));
+			}
+	}
+	/* The first of all is served again, and so is one that was sent on in vain. */
 	for (i = 0; i < 2; i++) {
-		struct peer_address who = address_of(i ? 999 : 60);
+		struct peer_address who = address_of(i ? 999 : 0);
 
 		assert_int_equal(redirect_ask(r, &fp, &who, i, 1, 300, names), 0);
 	}
@@ -586,14 +623,63 @@ static void test_redirect_names_few_and_earlier_ones(void **state)
 	redirect_free(r);
 }
 
+/* Who is named first for a block that they all ask for, one after the other: counted in @first, by
+ * host; how many of those that asked, but for the first of each rack, were told of another rack. */
+static unsigned int spread(struct redirect *r, unsigned int block, unsigned int hosts,
+			   unsigned int racks, unsigned int *first)
+{
+	const struct peer_address *names[REDIRECT_NAMES];
+	struct fp fp = fp_of(block);
+	unsigned int i, a, b, far = 0;
+
+	for (i = 0; i < hosts; i++) {
+		struct peer_address who = address_of(i);
+
+		who.rack = racks ? 1 + i * 7 % racks : 0;
+		if (!redirect_ask(r, &fp, &who, false, 1, 1 + i, names))
+			continue;
+		assert_int_equal(sscanf(names[0]->endpoint, "tcp://10.%u.%u.", &a, &b), 2);
+		first[a * 256 + b]++;
+		far += i >= racks && names[0]->rack != who.rack;
+	}
+	return far;
+}
+
+static void test_redirect_shares_the_uploads(void **state)
+{
+	struct redirect *r = redirect_new(256, MAX_KNOWN);
+	unsigned int first[50] = { 0 }, b, i, most = 0;
+
+	for (b = 0; b < BLOCKS; b++)
+		assert_int_equal(spread(r, b, 50, 0, first), 0);
+	for (i = 0; i < 50; i++)
+		most = MAX(most, first[i]);
+	print_message("# %u blocks to 50 hosts: at most %u by one of them\n", BLOCKS, most);
+	assert_true(most <= BLOCKS * 3 / 2);
+	redirect_free(r);
+}
+
+static void test_redirect_stays_in_the_rack(void **state)
+{
+	struct redirect *r = redirect_new(256, MAX_KNOWN);
+	unsigned int first[600] = { 0 }, far;
+
+	assert_int_equal(spread(r, 1, 60, 6, first), 0);
+	/* More hosts than are remembered for a block: still most stay within theirs. */
+	far = spread(r, 2, 600, 80, first);
+	print_message("# %u of 600 hosts of 80 racks were sent to another rack\n", far);
+	assert_true(far < 600 / 20);
+	redirect_free(r);
+}
+
 /* More peers and blocks than are remembered: it forgets, and never names one for another. */
 static void test_redirect_is_bounded(void **state)
 {
-	struct redirect *r = redirect_new(16);
+	struct redirect *r = redirect_new(16, MAX_KNOWN);
 	const struct peer_address *names[REDIRECT_NAMES];
 	unsigned int i;
 
-	for (i = 0; i < 3 * REDIRECT_PEERS; i++) {
+	for (i = 0; i < 3 * MAX_KNOWN; i++) {
 		struct peer_address who = address_of(i);
 		struct fp fp = fp_of(i % 60);
 		size_t n = redirect_ask(r, &fp, &who, false, 1, 1 + i, names), j;
@@ -609,6 +695,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_storm_is_served_once),
 		cmocka_unit_test(test_filters_spare_the_server),
+		cmocka_unit_test(test_the_rack_comes_first),
 		cmocka_unit_test(test_three_probes),
 		cmocka_unit_test(test_a_liar_is_not_asked_again),
 		cmocka_unit_test(test_a_silent_peer),
@@ -616,6 +703,8 @@ int main(void)
 		cmocka_unit_test(test_dead_data_servers),
 		cmocka_unit_test(test_random_worlds),
 		cmocka_unit_test(test_redirect_names_few_and_earlier_ones),
+		cmocka_unit_test(test_redirect_shares_the_uploads),
+		cmocka_unit_test(test_redirect_stays_in_the_rack),
 		cmocka_unit_test(test_redirect_is_bounded),
 	};
 

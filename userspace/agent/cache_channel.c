@@ -25,6 +25,7 @@ struct channel {
 	 * is closed and used again under a call. */
 	pthread_rwlock_t lock;
 	int fd;	     /* the channel; -1: not connected */
+	uint64_t connection; /* counts them */
 	dev_t device;/* the cache's, as found when it was connected */
 	pthread_mutex_t slots_lock; /* guards the two below; taken after @lock */
 	int slots_fd;
@@ -144,6 +145,7 @@ static int channel_connect(struct cache *c, struct dm_dedup_hello *hello, struct
 	}
 	pthread_rwlock_wrlock(&ch->lock);
 	ch->fd = fd;
+	ch->connection++;
 	ch->device = device;
 	ch->hello = *hello;
 	pthread_rwlock_unlock(&ch->lock);
@@ -158,7 +160,7 @@ static void channel_disconnect(struct cache *c)
 	if (ch->fd >= 0)
 		close(ch->fd);
 	ch->fd = -1;
-	/* Whoever still has the slots open reads another connection's from here on: no more. */
+	/* Whoever still has the slots open can read none from here on. */
 	if (ch->slots_fd >= 0)
 		close(ch->slots_fd);
 	ch->slots_fd = -1;
@@ -224,11 +226,13 @@ static int call(struct channel *ch, unsigned long number, void *arg)
 	return r < 0 ? -errno : 0;
 }
 
-/* Takes the lock shared; false: not connected. */
-static bool enter(struct channel *ch)
+#define ANY 0 /* connection */
+
+/* Takes the lock shared; false: not connected, or another time than that. */
+static bool enter(struct channel *ch, uint64_t connection)
 {
 	pthread_rwlock_rdlock(&ch->lock);
-	if (ch->fd >= 0)
+	if (ch->fd >= 0 && (connection == ANY || connection == ch->connection))
 		return true;
 	pthread_rwlock_unlock(&ch->lock);
 	return false;
@@ -244,7 +248,7 @@ static int channel_reply(struct cache *c, struct dm_dedup_reply *reply)
 	struct channel *ch = (struct channel *)c;
 	int r;
 
-	if (!enter(ch))
+	if (!enter(ch, ANY))
 		return -ENODEV;
 	reply->size = sizeof(*reply);
 	reply->agent_epoch = ch->hello.agent_epoch;
@@ -253,13 +257,13 @@ static int channel_reply(struct cache *c, struct dm_dedup_reply *reply)
 	return r;
 }
 
-static int batch_call(struct cache *c, unsigned long number, struct dm_dedup_batch *b,
-		      void *entries, size_t entry_size, size_t count)
+static int batch_call_of(struct cache *c, uint64_t connection, unsigned long number,
+			 struct dm_dedup_batch *b, void *entries, size_t entry_size, size_t count)
 {
 	struct channel *ch = (struct channel *)c;
 	int r;
 
-	if (!enter(ch))
+	if (!enter(ch, connection))
 		return -ENODEV;
 	b->size = sizeof(*b);
 	b->entry_size = (uint32_t)entry_size;
@@ -269,6 +273,12 @@ static int batch_call(struct cache *c, unsigned long number, struct dm_dedup_bat
 	r = call(ch, number, b);
 	leave(ch);
 	return r;
+}
+
+static int batch_call(struct cache *c, unsigned long number, struct dm_dedup_batch *b,
+		      void *entries, size_t entry_size, size_t count)
+{
+	return batch_call_of(c, ANY, number, b, entries, entry_size, count);
 }
 
 static int channel_publish(struct cache *c, struct dm_dedup_publish *p, size_t count)
@@ -299,12 +309,12 @@ static int channel_drop(struct cache *c, struct dm_dedup_drop *d, size_t count)
 	return batch_call(c, DM_DEDUP_DROP, &b, d, sizeof(*d), count);
 }
 
-static int channel_cut(struct cache *c, struct dm_dedup_cut *cut)
+static int channel_cut(struct cache *c, uint64_t connection, struct dm_dedup_cut *cut)
 {
 	struct channel *ch = (struct channel *)c;
 	int r;
 
-	if (!enter(ch))
+	if (!enter(ch, connection))
 		return -ENODEV;
 	cut->size = sizeof(*cut);
 	cut->agent_epoch = ch->hello.agent_epoch;
@@ -313,13 +323,15 @@ static int channel_cut(struct cache *c, struct dm_dedup_cut *cut)
 	return r;
 }
 
-static int list_call(struct cache *c, unsigned long number, struct dm_dedup_batch *b,
-		     uint64_t *cursor, void *entries, size_t entry_size, size_t *count)
+static int list_call(struct cache *c, uint64_t connection, unsigned long number,
+		     struct dm_dedup_batch *b, uint64_t *cursor, void *entries, size_t entry_size,
+		     size_t *count)
 {
 	int r;
 
 	b->cursor = *cursor;
-	r = batch_call(c, number, b, entries, entry_size, MIN(*count, DM_DEDUP_MAX_BATCH));
+	r = batch_call_of(c, connection, number, b, entries, entry_size,
+			  MIN(*count, DM_DEDUP_MAX_BATCH));
 	if (r)
 		return r;
 	*cursor = b->cursor;
@@ -327,12 +339,13 @@ static int list_call(struct cache *c, unsigned long number, struct dm_dedup_batc
 	return 0;
 }
 
-static int channel_list_cut(struct cache *c, uint64_t volume, uint64_t cut, uint64_t *cursor,
-			    struct dm_dedup_cut_entry *entries, size_t *count)
+static int channel_list_cut(struct cache *c, uint64_t connection, uint64_t volume, uint64_t cut,
+			    uint64_t *cursor, struct dm_dedup_cut_entry *entries, size_t *count)
 {
 	struct dm_dedup_batch b = { .volume = volume, .cut = cut };
 
-	return list_call(c, DM_DEDUP_LIST_CUT, &b, cursor, entries, sizeof(*entries), count);
+	return list_call(c, connection, DM_DEDUP_LIST_CUT, &b, cursor, entries, sizeof(*entries),
+			 count);
 }
 
 static int channel_list_clean(struct cache *c, uint64_t *cursor,
@@ -340,7 +353,7 @@ static int channel_list_clean(struct cache *c, uint64_t *cursor,
 {
 	struct dm_dedup_batch b = { 0 };
 
-	return list_call(c, DM_DEDUP_LIST_CLEAN, &b, cursor, entries, sizeof(*entries), count);
+	return list_call(c, ANY, DM_DEDUP_LIST_CLEAN, &b, cursor, entries, sizeof(*entries), count);
 }
 
 static int channel_list_volumes(struct cache *c, uint64_t *cursor,
@@ -348,12 +361,12 @@ static int channel_list_volumes(struct cache *c, uint64_t *cursor,
 {
 	struct dm_dedup_batch b = { 0 };
 
-	return list_call(c, DM_DEDUP_LIST_VOLUMES, &b, cursor, infos, sizeof(*infos), count);
+	return list_call(c, ANY, DM_DEDUP_LIST_VOLUMES, &b, cursor, infos, sizeof(*infos), count);
 }
 
-static int channel_commit(struct cache *c, uint64_t volume, uint64_t cut, const uint8_t *root,
-			  uint64_t lease_epoch, struct dm_dedup_replacement *replacements,
-			  size_t count, bool more)
+static int channel_commit(struct cache *c, uint64_t connection, uint64_t volume, uint64_t cut,
+			  const uint8_t *root, uint64_t lease_epoch,
+			  struct dm_dedup_replacement *replacements, size_t count, bool more)
 {
 	struct dm_dedup_batch b = {
 		.volume = volume,
@@ -363,7 +376,8 @@ static int channel_commit(struct cache *c, uint64_t volume, uint64_t cut, const 
 	};
 
 	memcpy(b.root, root, sizeof(b.root));
-	return batch_call(c, DM_DEDUP_COMMIT, &b, replacements, sizeof(*replacements), count);
+	return batch_call_of(c, connection, DM_DEDUP_COMMIT, &b, replacements, sizeof(*replacements),
+			     count);
 }
 
 static int volume_call(struct cache *c, unsigned long number, uint64_t volume,
@@ -378,7 +392,7 @@ static int volume_call(struct cache *c, unsigned long number, uint64_t volume,
 	};
 	int r;
 
-	if (!enter(ch))
+	if (!enter(ch, ANY))
 		return -ENODEV;
 	v.agent_epoch = ch->hello.agent_epoch;
 	r = call(ch, number, &v);
@@ -429,18 +443,19 @@ static int open_device(struct channel *ch)
 	return 0;
 }
 
-static int channel_open_slots(struct cache *c)
+static int channel_open_slots(struct cache *c, uint64_t *connection)
 {
 	struct channel *ch = (struct channel *)c;
 	int r = 0;
 
-	if (!enter(ch))
+	if (!enter(ch, ANY))
 		return -ENODEV;
 	pthread_mutex_lock(&ch->slots_lock);
 	if (ch->slots_fd < 0)
 		r = open_device(ch);
 	if (!r)
 		ch->slots_users++;
+	*connection = ch->connection;
 	pthread_mutex_unlock(&ch->slots_lock);
 	leave(ch);
 	return r;
@@ -460,23 +475,24 @@ static void channel_close_slots(struct cache *c)
 	pthread_rwlock_unlock(&ch->lock);
 }
 
-static int channel_read_slot(struct cache *c, uint64_t slot, void *buf)
+static int channel_read_slot(struct cache *c, uint64_t connection, uint64_t slot, void *buf,
+			     size_t len)
 {
 	struct channel *ch = (struct channel *)c;
-	size_t len, done = 0;
+	size_t done = 0;
 	ssize_t n;
 	off_t at;
 	int r;
 
-	if (!enter(ch))
+	if (!enter(ch, connection))
 		return -ENODEV;
 	/* The descriptor stays while the lock is held: only disconnect and the last user close it. */
-	if (ch->slots_fd < 0 || slot >= ch->hello.nr_slots) {
+	if (ch->slots_fd < 0 || slot >= ch->hello.nr_slots ||
+	    len != (size_t)1 << ch->hello.block_shift) {
 		r = ch->slots_fd < 0 ? -ENODEV : -EINVAL;
 		leave(ch);
 		return r;
 	}
-	len = (size_t)1 << ch->hello.block_shift;
 	at = (off_t)(ch->hello.data_offset + (slot << ch->hello.block_shift));
 	while (done < len) {
 		n = pread(ch->slots_fd, (char *)buf + done, len - done, at + (off_t)done);

@@ -21,7 +21,8 @@ struct cache_file *cf_lock(struct cache *c)
 
 int cf_unlock(struct cache_file *f, int r)
 {
-	pthread_cond_broadcast(&f->changed);
+	if (f->guests)
+		pthread_cond_broadcast(&f->changed);
 	pthread_mutex_unlock(&f->lock);
 	return r;
 }
@@ -115,6 +116,7 @@ static struct file_volume *volume_new(struct cache_file *f, const uint8_t *image
 	v->info.volume = f->next_volume++;
 	v->info.size = size;
 	v->info.logical_block_size = 512;
+	v->is_new = true;
 	memcpy(v->info.image, image, sizeof(v->info.image));
 	LIST_INSERT_HEAD(&f->volumes, v, link);
 	return v;
@@ -171,7 +173,7 @@ static struct request *request_new(struct cache_file *f, uint16_t type, bool eve
 	if (!event)
 		req->up.cookie = f->next_cookie++;
 	TAILQ_INSERT_TAIL(&f->requests, req, link);
-	pthread_cond_broadcast(&f->changed);
+	pthread_cond_signal(&f->asked);
 	return req;
 }
 
@@ -192,6 +194,13 @@ struct request *cf_request_find(struct cache_file *f, uint64_t cookie, bool fetc
 	return NULL;
 }
 
+static void wait_for_change(struct cache_file *f)
+{
+	f->guests++;
+	pthread_cond_wait(&f->changed, &f->lock);
+	f->guests--;
+}
+
 /* Waits for the agent's REPLY. Takes the request over. */
 static int wait_for_reply(struct cache_file *f, struct request *req,
 			  struct dm_dedup_volume_info *reply)
@@ -199,7 +208,7 @@ static int wait_for_reply(struct cache_file *f, struct request *req,
 	int r;
 
 	while (!req->answered)
-		pthread_cond_wait(&f->changed, &f->lock);
+		wait_for_change(f);
 	r = -req->error;
 	*reply = req->reply;
 	cf_request_free(f, req);
@@ -221,7 +230,7 @@ static int need_block(struct cache_file *f, struct file_volume *v, uint64_t bloc
 		req->up.block = block;
 		req->up.info = v->info;
 	}
-	pthread_cond_wait(&f->changed, &f->lock);
+	wait_for_change(f);
 	return 0;
 }
 
@@ -238,12 +247,32 @@ static bool is_own_head(const struct file_volume *v, const struct dm_dedup_volum
 		open->committed_cut == v->info.closed_cut);
 }
 
+/* The agent's answer, which waits for others: *v is NULL if the volume was released meanwhile. */
+static int ask_open(struct cache_file *f, struct file_volume **v,
+		    struct dm_dedup_volume_info *grant)
+{
+	struct request *req = request_new(f, DM_DEDUP_UP_OPEN, false);
+	uint64_t id = (*v)->info.volume;
+	int r;
+
+	if (!req)
+		return -ENOMEM;
+	cf_volume_info(f, *v, &req->up.info);
+	r = wait_for_reply(f, req, grant);
+	*v = cf_volume_find(f, id);
+	if (!r && *v && (*v)->info.flags & DM_DEDUP_VOL_OPEN)
+		r = -EBUSY; /* another device was first */
+	if (!r && *v && cf_has_overlays(*v, true) && !is_own_head(*v, grant))
+		r = -ESTALE;
+	return r;
+}
+
 int cache_file_open(struct cache *c, const char *image, uint32_t flags, uint64_t *volume,
 		    uint64_t *size)
 {
 	struct cache_file *f = cf_lock(c);
 	struct dm_dedup_volume_info info, open;
-	struct file_volume *v;
+	struct file_volume *v = NULL;
 	struct request *req;
 	int r;
 
@@ -252,26 +281,24 @@ int cache_file_open(struct cache *c, const char *image, uint32_t flags, uint64_t
 		return cf_unlock(f, -ENOMEM);
 	snprintf(req->up.info.name, sizeof(req->up.info.name), "%s", image);
 	r = wait_for_reply(f, req, &info);
-	if (r)
+	while (!r && !v) {
+		v = volume_of_image(f, info.image);
+		if (v && v->info.flags & DM_DEDUP_VOL_OPEN)
+			return cf_unlock(f, -EBUSY);
+		if (!v)
+			v = volume_new(f, info.image, info.size);
+		if (!v)
+			return cf_unlock(f, -ENOMEM);
+		snprintf(v->info.name, sizeof(v->info.name), "%s", image);
+		v->info.flags |= flags | info.flags;
+		r = ask_open(f, &v, &open);
+	}
+	if (r) {
+		if (v && v->is_new)
+			cf_volume_free(f, v);
 		return cf_unlock(f, r);
-	v = volume_of_image(f, info.image);
-	if (v && v->info.flags & DM_DEDUP_VOL_OPEN)
-		return cf_unlock(f, -EBUSY);
-	if (!v)
-		v = volume_new(f, info.image, info.size);
-	if (!v)
-		return cf_unlock(f, -ENOMEM);
-	snprintf(v->info.name, sizeof(v->info.name), "%s", image);
-	v->info.flags |= flags | info.flags;
-	req = request_new(f, DM_DEDUP_UP_OPEN, false);
-	if (!req)
-		return cf_unlock(f, -ENOMEM);
-	cf_volume_info(f, v, &req->up.info);
-	r = wait_for_reply(f, req, &open);
-	if (!r && cf_has_overlays(v, true) && !is_own_head(v, &open))
-		r = -ESTALE;
-	if (r)
-		return cf_unlock(f, r);
+	}
+	v->is_new = false;
 	v->info.lease_epoch = open.lease_epoch;
 	/* Dirty state stays on its own root, also when the head is the child by its closed cut. */
 	if (!cf_has_overlays(v, true)) {
@@ -353,16 +380,22 @@ static int read_sector(struct cache_file *f, struct file_block *b, size_t sector
 	return cf_slot_io(f, n->slot, sector << 9, buf, 512, false);
 }
 
-/* As much as lies in one base: most of what a guest reads. Bytes; 0: sector by sector. */
+/* As much as lies in one base: most of what a guest reads. Bytes; 0: sector by sector. -EAGAIN: it was
+ * evicted meanwhile, for others go on. */
 static ssize_t read_base(struct cache_file *f, struct file_block *b, size_t offset, void *buf,
 			 size_t len)
 {
 	size_t n = MIN(len, cf_block_size(f) - offset);
+	struct slot_name base = b->base;
 	int r;
 
-	if (b->open.seq || b->closed.seq || b->base_zero || !cf_slot_is(f, &b->base, SLOT_CLEAN))
+	if (b->open.seq || b->closed.seq || b->base_zero || !cf_slot_is(f, &base, SLOT_CLEAN))
 		return 0;
-	r = cf_slot_io(f, b->base.slot, offset, buf, n, false);
+	pthread_mutex_unlock(&f->lock);
+	r = cf_slot_io(f, base.slot, offset, buf, n, false);
+	pthread_mutex_lock(&f->lock);
+	if (!cf_slot_is(f, &base, SLOT_CLEAN))
+		return -EAGAIN;
 	return r ? r : (ssize_t)n;
 }
 
@@ -381,6 +414,8 @@ int cache_file_read(struct cache *c, uint64_t volume, uint64_t offset, void *buf
 		size_t at = (offset + done) & (cf_block_size(f) - 1);
 		ssize_t n = read_base(f, &v->blocks[block], at, (char *)buf + done, len - done);
 
+		if (n == -EAGAIN)
+			continue;
 		if (n) {
 			r = n < 0 ? (int)n : 0;
 			done += n < 0 ? 0 : (size_t)n;
@@ -466,6 +501,7 @@ struct cache *cache_file_new(const char *path, uint64_t size, unsigned int block
 	}
 	pthread_mutex_init(&f->lock, NULL);
 	pthread_cond_init(&f->changed, NULL);
+	pthread_cond_init(&f->asked, NULL);
 	LIST_INIT(&f->volumes);
 	TAILQ_INIT(&f->requests);
 	return &f->cache;

@@ -52,7 +52,7 @@ static ssize_t file_read(struct cache *c, struct dm_dedup_upcall *ups, size_t ma
 				cf_request_free(f, req);
 		}
 		if (n || f->woken || !timeout_ms ||
-		    clock_cond_wait(&f->changed, &f->lock, until_ns) == ETIMEDOUT)
+		    clock_cond_wait(&f->asked, &f->lock, until_ns) == ETIMEDOUT)
 			break;
 	}
 	f->woken = false;
@@ -65,7 +65,8 @@ static void file_wake(struct cache *c)
 	struct cache_file *f = cf_lock(c);
 
 	f->woken = true;
-	cf_unlock(f, 0);
+	pthread_cond_signal(&f->asked);
+	pthread_mutex_unlock(&f->lock);
 }
 
 static void file_disconnect(struct cache *c)
@@ -87,6 +88,7 @@ static void file_free(struct cache *c)
 		cf_request_free(f, req);
 	close(f->fd);
 	pthread_cond_destroy(&f->changed);
+	pthread_cond_destroy(&f->asked);
 	pthread_mutex_destroy(&f->lock);
 	free(f->slots);
 	free(f);
@@ -126,24 +128,32 @@ static int find_target(struct cache_file *f, uint64_t cookie, uint64_t volume, u
 	return 0;
 }
 
+/* Under the lock, but for the writing: others read and publish meanwhile, and the target is looked for
+ * again. */
 static int publish_one(struct cache_file *f, struct dm_dedup_publish *p)
 {
 	struct file_block *b = NULL;
 	struct request *req = NULL;
+	uint64_t epoch = f->epoch;
 	struct slot_name name;
 	int r = 0;
 
 	if (p->volume)
 		r = find_target(f, p->cookie, p->volume, p->block, p->root, &b, &req);
 	if (!r)
-		r = cf_slot_take(f, SLOT_CLEAN, &name);
+		r = cf_slot_take(f, SLOT_FILLING, &name);
 	if (r)
 		return r;
+	pthread_mutex_unlock(&f->lock);
 	r = cf_slot_io(f, name.slot, 0, (void *)(uintptr_t)p->data, cf_block_size(f), true);
-	if (r) {
-		f->slots[name.slot].state = SLOT_FREE;
+	pthread_mutex_lock(&f->lock);
+	if (!r && (!f->connected || f->epoch != epoch))
+		r = -ENODEV;
+	if (!r && p->volume)
+		r = find_target(f, p->cookie, p->volume, p->block, p->root, &b, &req);
+	f->slots[name.slot].state = r ? SLOT_FREE : SLOT_CLEAN;
+	if (r)
 		return r;
-	}
 	memcpy(f->slots[name.slot].fp.b, p->fp, FP_SIZE);
 	if (b)
 		b->base = name;
@@ -223,7 +233,7 @@ static int file_drop(struct cache *c, struct dm_dedup_drop *d, size_t count)
 	return cf_unlock(f, 0);
 }
 
-static int file_cut(struct cache *c, struct dm_dedup_cut *cut)
+static int file_cut(struct cache *c, uint64_t connection, struct dm_dedup_cut *cut)
 {
 	struct cache_file *f = cf_lock(c);
 	struct file_volume *v = cf_volume_find(f, cut->volume);
@@ -279,8 +289,8 @@ static void fill_entry(struct cache_file *f, struct file_block *b, uint64_t bloc
 	}
 }
 
-static int file_list_cut(struct cache *c, uint64_t volume, uint64_t cut, uint64_t *cursor,
-			 struct dm_dedup_cut_entry *entries, size_t *count)
+static int file_list_cut(struct cache *c, uint64_t connection, uint64_t volume, uint64_t cut,
+			 uint64_t *cursor, struct dm_dedup_cut_entry *entries, size_t *count)
 {
 	struct cache_file *f = cf_lock(c);
 	struct file_volume *v = cf_volume_find(f, volume);
@@ -329,7 +339,7 @@ static int file_list_volumes(struct cache *c, uint64_t *cursor,
 	if (!f->connected)
 		return cf_unlock(f, -ENODEV);
 	LIST_FOREACH(v, &f->volumes, link)
-		if (i++ >= *cursor && n < *count)
+		if (!v->is_new && i++ >= *cursor && n < *count)
 			cf_volume_info(f, v, &infos[n++]);
 	*cursor = *cursor + n < i ? *cursor + n : ~0ULL;
 	*count = n;
@@ -402,8 +412,9 @@ static int stage(struct file_volume *v, const struct dm_dedup_replacement *r, si
 	return 0;
 }
 
-static int file_commit(struct cache *c, uint64_t volume, uint64_t cut, const uint8_t *root,
-		       uint64_t lease_epoch, struct dm_dedup_replacement *r, size_t count, bool more)
+static int file_commit(struct cache *c, uint64_t connection, uint64_t volume, uint64_t cut,
+		       const uint8_t *root, uint64_t lease_epoch, struct dm_dedup_replacement *r,
+		       size_t count, bool more)
 {
 	struct cache_file *f = cf_lock(c);
 	struct file_volume *v = cf_volume_find(f, volume);
@@ -458,8 +469,10 @@ static int file_release(struct cache *c, uint64_t volume, uint64_t lease_epoch, 
 	return cf_unlock(f, 0);
 }
 
-static int file_open_slots(struct cache *c)
+/* It is one cache as long as it is there. */
+static int file_open_slots(struct cache *c, uint64_t *connection)
 {
+	*connection = 1;
 	return 0;
 }
 
@@ -467,15 +480,14 @@ static void file_close_slots(struct cache *c)
 {
 }
 
-static int file_read_slot(struct cache *c, uint64_t slot, void *buf)
+static int file_read_slot(struct cache *c, uint64_t connection, uint64_t slot, void *buf, size_t len)
 {
-	struct cache_file *f = cf_lock(c);
-	int r = -EINVAL;
+	struct cache_file *f = (struct cache_file *)c;
 
-	if (slot < f->nr_slots)
-		r = cf_slot_io(f, slot, 0, buf, cf_block_size(f), false);
-	pthread_mutex_unlock(&f->lock);
-	return r;
+	if (slot >= f->nr_slots || len != cf_block_size(f))
+		return -EINVAL;
+	/* As from the kernel's device: whoever reads looks at the slot's sequence again. */
+	return cf_slot_io(f, slot, 0, buf, len, false);
 }
 
 const struct cache_ops cache_file_ops = {

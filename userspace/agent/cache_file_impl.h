@@ -9,7 +9,7 @@
 #include "agent/cache_file.h"
 #include "base/fingerprint.h"
 
-enum slot_state { SLOT_FREE, SLOT_CLEAN, SLOT_DIRTY };
+enum slot_state { SLOT_FREE, SLOT_CLEAN, SLOT_DIRTY, SLOT_FILLING };
 
 struct file_slot {
 	enum slot_state state;
@@ -32,6 +32,7 @@ struct file_volume {
 	struct dm_dedup_volume_info info; /* closed_cut, committed_cut, flags: kept here */
 	struct file_block *blocks;
 	uint64_t nr_blocks;
+	bool is_new; /* never opened yet: it has no record that LIST_VOLUMES could tell of */
 	struct dm_dedup_replacement *staged;
 	size_t nr_staged;
 	LIST_ENTRY(file_volume) link;
@@ -49,7 +50,7 @@ struct request {
 struct cache_file {
 	struct cache cache;
 	pthread_mutex_t lock; /* guards all below */
-	pthread_cond_t changed;
+	pthread_cond_t changed, asked; /* what guests wait for, and the agent */
 	int fd;
 	unsigned int shift;
 	uint64_t nr_slots, hand; /* where the search for a slot begins */
@@ -57,6 +58,7 @@ struct cache_file {
 	struct file_slot *slots;
 	uint64_t next_seq, next_cookie, next_volume, epoch;
 	bool connected, woken;
+	unsigned int guests; /* that wait */
 	LIST_HEAD(, file_volume) volumes;
 	TAILQ_HEAD(, request) requests;
 };
@@ -64,7 +66,7 @@ struct cache_file {
 extern const struct cache_ops cache_file_ops;
 
 struct cache_file *cf_lock(struct cache *c);
-int cf_unlock(struct cache_file *f, int r); /* wakes whoever waits for a change; returns @r */
+int cf_unlock(struct cache_file *f, int r); /* wakes guests that wait for a change; returns @r */
 
 /* All below are called with the lock held. */
 size_t cf_block_size(const struct cache_file *f);

@@ -26,10 +26,14 @@ struct push_request {
 };
 
 struct prepare_request {
+	struct work work;
 	struct daemon *daemon;
 	struct net_request *req;
 	char name[DM_DEDUP_NAME_SIZE];
 	uint32_t flags;
+	struct agent_image image;
+	bool is_open; /* for writing, by the cache's records */
+	int r;
 };
 
 static ProtobufCBinaryData bytes(const void *data, size_t len)
@@ -239,7 +243,7 @@ static void push_done(struct work *w)
 		return;
 	}
 	if (p->task.kind == TASK_DETACH || p->task.kind == TASK_RECOVER)
-		agent_forget_volume(p->daemon->agent, p->task.name);
+		agent_forget_volume(p->daemon->agent, &p->task.image);
 	body.cut = result->cut;
 	body.blocks = result->blocks;
 	body.new_blocks = result->new_blocks;
@@ -326,53 +330,88 @@ static void handle_recover(struct daemon *d, struct net_request *req)
 
 /* ---- prepare ---- */
 
-/* NULL: it can be opened as asked. */
-static const char *why_not(struct prepare_request *p, int r, const struct agent_image *image,
-			   char text[512])
+static bool writes(uint32_t flags)
 {
-	struct daemon *d = p->daemon;
-	bool writes = !(p->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
+	return !(flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
+}
 
-	if (r == -ENOENT)
+/* NULL: it can be opened as asked. */
+static const char *why_not(struct prepare_request *p, char text[512])
+{
+	const struct agent_image *image = &p->image;
+
+	if (p->r == -ENOENT)
 		snprintf(text, 512, "there is no image %s", p->name);
-	else if (r)
+	else if (p->r)
 		snprintf(text, 512, "cannot ask the meta server about image %s: %s", p->name,
-			 strerror(-r));
-	else if (writes && !uuid_is_null(&image->leased_to) &&
-		 memcmp(image->leased_to.b, d->hello.cache, sizeof(image->leased_to.b)))
+			 strerror(-p->r));
+	else if (writes(p->flags) && !uuid_is_null(&image->leased_to) &&
+		 memcmp(image->leased_to.b, p->daemon->hello.cache, sizeof(image->leased_to.b)))
 		snprintf(text, 512,
 			 "image %s is in use by host %s: it has one writer at a time (detach it "
 			 "there, or attach a clone or --read-only)",
 			 p->name, image->leased_host);
-	else if (writes && agent_writes_image(d->agent, &image->uuid))
+	else if (writes(p->flags) && p->is_open)
 		snprintf(text, 512, "image %s is attached on this host already", p->name);
 	else
 		return NULL;
 	return text;
 }
 
-static void prepare_done(void *arg, int r, const struct agent_image *image)
+static void prepare_answer(struct prepare_request *p)
 {
-	struct prepare_request *p = arg;
-	struct daemon *d = p->daemon;
 	Vmdedup__VolumePrepareReply body = VMDEDUP__VOLUME_PREPARE_REPLY__INIT;
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	struct daemon *d = p->daemon;
 	char text[512];
-	const char *why = why_not(p, r, image, text);
+	const char *why = why_not(p, text);
 
-	if (!why)
-		r = agent_prepare(d->agent, p->name, p->flags);
-	if (why || r) {
-		net_reply_error(p->req, r ? -r : EBUSY, "%s", why ? why : strerror(-r));
+	if (why) {
+		net_reply_error(p->req, p->r ? -p->r : EBUSY, "%s", why);
 		free(p);
 		return;
 	}
-	body.size = image->size;
+	body.size = p->image.size;
 	body.cache_device = d->config->cache ? d->config->cache : (char *)"";
 	reply.body_case = VMDEDUP__REPLY__BODY_VOLUME_PREPARE;
 	reply.volume_prepare = &body;
 	net_reply_send(p->req, &reply, NULL, 0);
 	free(p);
+}
+
+static void look_for_open(struct work *w)
+{
+	struct prepare_request *p = (struct prepare_request *)w;
+	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
+	size_t i, count;
+
+	/* Without the cache, the OPEN finds out. */
+	if (cache_volumes(p->daemon->cache, &infos, &count))
+		return;
+	for (i = 0; i < count; i++)
+		p->is_open |= !memcmp(infos[i].image, p->image.uuid.b, sizeof(p->image.uuid.b)) &&
+			      infos[i].flags & DM_DEDUP_VOL_OPEN && writes(infos[i].flags);
+}
+
+static void looked_for_open(struct work *w)
+{
+	prepare_answer((struct prepare_request *)w);
+}
+
+/* The cache's records tell what is open: it may have refused what the core has answered. */
+static void prepare_done(void *arg, int r, const struct agent_image *image)
+{
+	struct prepare_request *p = arg;
+
+	p->r = r;
+	if (r || !p->daemon->calls) {
+		prepare_answer(p);
+		return;
+	}
+	p->image = *image;
+	p->work.run = look_for_open;
+	p->work.done = looked_for_open;
+	pool_submit(p->daemon->calls, &p->work);
 }
 
 static void handle_prepare(struct daemon *d, struct net_request *req)

@@ -57,6 +57,8 @@ static void answer(struct handover_request *h)
 	body.from_peers = h->find.warmth.from_peers;
 	body.push = &push;
 	body.lease_epoch = h->push.lease_epoch;
+	body.release_ms = h->push.release_ms;
+	body.lease_ms = h->push.lease_ms;
 	body.cold = h->find.cold;
 	reply.body_case = VMDEDUP__REPLY__BODY_VOLUME_HANDOVER;
 	reply.volume_handover = &body;
@@ -71,7 +73,7 @@ static void switched(struct work *w)
 		fail(h, &h->push.err);
 		return;
 	}
-	agent_forget_volume(h->daemon->agent, h->push.name);
+	agent_forget_volume(h->daemon->agent, &h->push.image);
 	answer(h);
 }
 
@@ -83,7 +85,7 @@ static void found(struct work *w)
 		fail(h, &h->find.err);
 		return;
 	}
-	if (h->find.warm) {
+	if (h->find.warm || h->find.ask) {
 		answer(h);
 		return;
 	}
@@ -134,6 +136,8 @@ void control_handover(struct daemon *d, struct net_request *req)
 	strcpy(h->find.name, msg->name);
 	strcpy(h->find.to, msg->to);
 	h->find.warm = msg->warm;
+	h->find.ask = msg->ask;
+	h->find.stopped = msg->stopped;
 	h->find.wait_ms = msg->wait_ms;
 	memcpy(h->find.self.b, d->hello.cache, sizeof(h->find.self.b));
 	h->find.work.done = found;

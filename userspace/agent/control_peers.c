@@ -16,7 +16,7 @@ static const char *const states[] = {
 	[PEER_NEW] = "new", [PEER_OK] = "ok", [PEER_SILENT] = "silent", [PEER_LIAR] = "liar",
 };
 
-static void fill_peer(Vmdedup__PeerInfo *out, const struct peers_info *in)
+static void fill_peer(Vmdedup__PeerInfo *out, const struct peers_info *in, uint32_t rack)
 {
 	vmdedup__peer_info__init(out);
 	out->endpoint = (char *)in->peer.address.endpoint;
@@ -34,6 +34,7 @@ static void fill_peer(Vmdedup__PeerInfo *out, const struct peers_info *in)
 	out->filter_age_ms = in->filter_age_ms;
 	out->filter_blocks = in->filter_blocks;
 	out->filter_bits_shift = in->filter_shift;
+	out->same_rack = rack && in->peer.address.rack == rack;
 }
 
 static void reply_peers(struct work *w)
@@ -46,7 +47,7 @@ static void reply_peers(struct work *w)
 	size_t i;
 
 	for (i = 0; i < p->list.nr; i++) {
-		fill_peer(&infos[i], &p->list.peers[i]);
+		fill_peer(&infos[i], &p->list.peers[i], p->daemon->self.rack);
 		pointers[i] = &infos[i];
 	}
 	if (p->daemon->peer_server) {

@@ -166,6 +166,11 @@ bool agent_is_connected(const struct agent *a)
 	return a->connected;
 }
 
+bool agent_has_cache(const struct agent *a, const struct uuid *cache)
+{
+	return a->connected && !memcmp(a->hello.cache, cache->b, sizeof(cache->b));
+}
+
 void agent_clean_slots(struct agent *a, const struct dm_dedup_clean_entry *slots, size_t count)
 {
 	struct fp fp;

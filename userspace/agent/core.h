@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <linux/dm-dedup.h>
+#include "base/bytes.h"
 #include "base/fingerprint.h"
 #include "base/uuid.h"
 
@@ -36,7 +37,7 @@ struct agent_image {
 /* LeaseTake and its answer. */
 struct agent_lease {
 	struct uuid image;
-	bool readonly;	   /* no lease, the root only */
+	bool readonly;	   /* no lease, the root only; @root: the one on record, zero: none */
 	bool confirm_only; /* a lease of @epoch must exist */
 	uint64_t epoch;
 	uint64_t renew;	   /* of a lease of that epoch, without a grant here: a new epoch */
@@ -80,6 +81,10 @@ struct agent_ops {
 
 	/* A block is in a CLEAN slot now. NULL: nobody wants to know. */
 	void (*have)(void *ctx, const struct fp *fp);
+	/* agent_is_getting() says something else of a block now: it has come, or is not being had any
+	 * more. Of the core only that and agent_find_slot() may be called from inside. NULL: nobody wants
+	 * to know. */
+	void (*settled)(void *ctx, const struct fp *fp);
 
 	/* Traces (prefetch.h). trace_get is answered by agent_trace_done(). NULL: there are none. */
 	void (*trace_get)(void *ctx, uint64_t id, const struct fp *root, const struct uuid *image);
@@ -132,6 +137,8 @@ int agent_connected(struct agent *a, const struct dm_dedup_hello *hello,
 		    const struct dm_dedup_volume_info *volumes, size_t nr_volumes);
 void agent_disconnected(struct agent *a);
 bool agent_is_connected(const struct agent *a);
+/* It is connected to that cache. */
+bool agent_has_cache(const struct agent *a, const struct uuid *cache);
 /* CLEAN slots, from LIST_CLEAN or from a COMMIT's replacements. */
 void agent_clean_slots(struct agent *a, const struct dm_dedup_clean_entry *slots, size_t count);
 /* The CLEAN slot that holds @fp, as far as this index knows. */
@@ -152,12 +159,14 @@ void agent_upcalls(struct agent *a, const struct dm_dedup_upcall *ups, size_t co
 void agent_publish_done(struct agent *a, uint64_t id, int r, uint64_t slot, uint64_t seq);
 void agent_map_done(struct agent *a, uint64_t id, int r);
 void agent_resolve_done(struct agent *a, uint64_t id, int r, const struct fp *fp);
-/* Takes over @data (free()), one block that matched its fingerprint, when @r is 0. */
-void agent_get_done(struct agent *a, uint64_t id, int r, bool from_peer, void *data, size_t len);
+/* Takes over @block, which matched its fingerprint; NULL when @r is not 0. */
+void agent_get_done(struct agent *a, uint64_t id, int r, bool from_peer, struct bytes *block);
 /* @len 0: there is no trace. */
 void agent_trace_done(struct agent *a, uint64_t id, int r, const void *blocks, size_t len);
 void agent_image_done(struct agent *a, uint64_t id, int r, const struct agent_image *image);
 void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_lease *lease);
+/* The cache did not take the answer to a request: whoever asked has gone. */
+void agent_reply_refused(struct agent *a, uint64_t cookie);
 
 /* ---- time ---- */
 void agent_tick(struct agent *a);
@@ -185,8 +194,6 @@ int agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
 	       const void *trace, size_t len, struct agent_warmth *warmth);
 
 /* ---- for the control socket ---- */
-/* Flags (DM_DEDUP_VOL_READONLY, _EPHEMERAL) for the OPEN of @name to come. -ENOSPC: too many. */
-int agent_prepare(struct agent *a, const char *name, uint32_t flags);
 /* An image's size and lease: @done runs once, later. */
 void agent_ask_image(struct agent *a, const char *name,
 		     void (*done)(void *arg, int r, const struct agent_image *image), void *arg);
@@ -194,10 +201,10 @@ void agent_stats(struct agent *a, struct agent_stats *stats);
 uint64_t agent_image_fetches(struct agent *a, const struct uuid *image);
 void agent_image_reads(struct agent *a, const struct uuid *image, struct agent_reads *reads);
 /* A volume was released: nothing of it is kept. */
-void agent_forget_volume(struct agent *a, const char *name);
-/* A device has the image open, or its OPEN is under way. */
+void agent_forget_volume(struct agent *a, const struct uuid *image);
+/* An OPEN of the image is under way. The cache may take a while to make a record of one that was answered,
+ * and may refuse it then, which it does not tell: that is taken for under way for a minute. Whether it is
+ * open, the cache's records tell. */
 bool agent_opens_image(struct agent *a, const struct uuid *image);
-/* A volume of this image is open here for writing. */
-bool agent_writes_image(struct agent *a, const struct uuid *image);
 
 #endif

@@ -13,7 +13,6 @@
 #define BACKOFF_FIRST_MS  50
 #define BACKOFF_LAST_MS	  5000
 #define HASH_BUCKETS	  4096 /* power of two */
-#define MAX_PREPARED	  64
 
 enum job_kind { JOB_WAIT, JOB_FLIGHT, JOB_ASK, JOB_VOLUME, JOB_TRACE };
 
@@ -70,12 +69,11 @@ struct flight {
 	bool holds;	/* one of nr_gets */
 	bool dead;	/* the cache has gone: ends with the answer that it waits for */
 	bool have_slot;
-	bool from_peer; /* @data */
+	bool from_peer; /* @block */
 	bool was_here;	/* the slot was in the index, and not published by this flight */
 	uint64_t slot, seq;
 	uint64_t doubted_slot, doubted_seq; /* that a MAP called stale; 0: none */
-	void *data;
-	size_t len;
+	struct bytes *block; /* NULL until it has come */
 	unsigned int attempt;
 	uint64_t retry_ns;
 	struct wait_queue waits;
@@ -116,17 +114,14 @@ struct volume {
 	struct prefetch prefetch;
 	struct agent_reads reads;
 	uint64_t fetches;
+	uint64_t open_cookie; /* of the OPEN that was answered last; 0: refused, or closed since */
+	uint64_t opened_ns;
 	bool unconfirmed; /* the meta server has not vouched for the grant since it was opened */
 	unsigned int attempt;
 	uint64_t retry_ns;
 	LIST_ENTRY(volume) link;
 };
 LIST_HEAD(volume_list, volume);
-
-struct prepared {
-	char name[DM_DEDUP_NAME_SIZE];
-	uint32_t flags;
-};
 
 struct agent {
 	const struct agent_ops *ops;
@@ -149,8 +144,6 @@ struct agent {
 	struct warm *warms[AGENT_WARMS];
 	struct ask_list asks;
 	struct volume_list volumes;
-	struct prepared prepared[MAX_PREPARED];
-	size_t nr_prepared;
 
 	struct agent_stats stats;
 	char meta_trouble[80];

@@ -33,6 +33,8 @@ static void arm_timer(struct daemon *d)
 	uint64_t next = agent_next_ns(d->agent);
 	struct itimerspec when = { 0 };
 
+	if (d->peer_server)
+		next = MIN(next, peer_server_next_ns(d->peer_server));
 	if (next != UINT64_MAX) {
 		next = MAX(next, 1);
 		when.it_value.tv_sec = (time_t)(next / 1000000000ULL);
@@ -58,6 +60,8 @@ static void on_timer(void *arg)
 	if (read(d->timer_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 		log_error("cannot read the timer: %s", strerror(errno));
 	agent_tick(d->agent);
+	if (d->peer_server)
+		peer_server_tick(d->peer_server);
 	arm_timer(d);
 }
 

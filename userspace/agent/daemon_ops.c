@@ -94,8 +94,11 @@ static void call_done(struct work *w)
 			log_error("cannot fence a volume whose lease is lost: %s",
 				  strerror(-call->r));
 		break;
-	case CALL_FAIL:
 	case CALL_REPLY:
+		if (call->r)
+			agent_reply_refused(a, call->reply.cookie);
+		/* fall through */
+	case CALL_FAIL:
 		if (call->r && call->r != -ESTALE && call->r != -ENODEV)
 			log_warn("the cache refused an answer: %s", strerror(-call->r));
 		break;
@@ -233,6 +236,14 @@ static void op_have(void *ctx, const struct fp *fp)
 	daemon_have(ctx, fp);
 }
 
+static void op_settled(void *ctx, const struct fp *fp)
+{
+	struct daemon *d = ctx;
+
+	if (d->peer_server)
+		peer_server_settled(d->peer_server, fp);
+}
+
 static void op_trace_get(void *ctx, uint64_t id, const struct fp *root, const struct uuid *image)
 {
 	struct daemon *d = ctx;
@@ -258,27 +269,36 @@ static void op_want_push(void *ctx, uint64_t volume, enum agent_push_reason why)
 	pusher_want(d->pusher, volume, why);
 }
 
+struct discard {
+	struct pusher_task task;
+	struct daemon *daemon;
+};
+
 static void discard_done(struct work *w)
 {
-	struct pusher_task *task = (struct pusher_task *)w;
+	struct discard *discard = (struct discard *)w;
+	struct pusher_task *task = &discard->task;
 
 	if (task->err.code && task->err.code != -ENOENT)
 		log_warn("ephemeral volume %llu: %s", (unsigned long long)task->volume,
 			 task->err.text);
-	free(task);
+	else
+		agent_forget_volume(discard->daemon->agent, &task->image);
+	free(discard);
 }
 
 static void op_discard(void *ctx, uint64_t volume, uint64_t epoch)
 {
-	struct pusher_task *task = calloc(1, sizeof(*task));
+	struct discard *discard = calloc(1, sizeof(*discard));
 	struct daemon *d = ctx;
 
-	if (!task)
+	if (!discard)
 		return;
-	task->work.done = discard_done;
-	task->kind = TASK_DISCARD;
-	task->volume = volume;
-	pusher_submit(d->pusher, task);
+	discard->daemon = d;
+	discard->task.work.done = discard_done;
+	discard->task.kind = TASK_DISCARD;
+	discard->task.volume = volume;
+	pusher_submit(d->pusher, &discard->task);
 }
 
 const struct agent_ops daemon_agent_ops = {
@@ -294,6 +314,7 @@ const struct agent_ops daemon_agent_ops = {
 	.image = op_image,
 	.lease = op_lease,
 	.have = op_have,
+	.settled = op_settled,
 	.trace_get = op_trace_get,
 	.trace_put = op_trace_put,
 	.want_push = op_want_push,

@@ -31,6 +31,7 @@ int daemon_listen(struct daemon *d, struct error *err)
 	if (peer_address_take(&address, &d->self))
 		return error_set(err, -EINVAL, "peers cannot connect to %s: [agent] listen or endpoint "
 				 "must be tcp://ADDRESS:PORT", address.endpoint);
+	d->self.rack = peer_rack(d->config->agent_rack);
 	return 0;
 }
 

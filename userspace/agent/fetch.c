@@ -293,10 +293,17 @@ static void start_gets(struct agent *a)
 		}
 }
 
+/* Of one that is dead nobody is told any more: there may be another of the same fingerprint. */
+static void flight_is_settled(struct agent *a, const struct flight *f)
+{
+	if (a->ops->settled && !f->dead)
+		a->ops->settled(a->ctx, &f->fp);
+}
+
 static void flight_drop_data(struct agent *a, struct flight *f)
 {
-	free(f->data);
-	f->data = NULL;
+	bytes_free(f->block);
+	f->block = NULL;
 	if (f->holds)
 		a->nr_gets--;
 	f->holds = false;
@@ -309,6 +316,7 @@ static void flight_free(struct agent *a, struct flight *f)
 	flight_drop_data(a, f);
 	LIST_REMOVE(f, by_fp);
 	a->stats.flights--;
+	flight_is_settled(a, f);
 	free(f);
 	prefetch_more(a);
 	warm_more(a);
@@ -340,7 +348,7 @@ static void flight_publish(struct agent *a, struct flight *f)
 		.cookie = w->cookie,
 		.volume = w->volume,
 		.block = w->block,
-		.data = (uintptr_t)f->data,
+		.data = (uintptr_t)f->block->data,
 	};
 
 	memcpy(p.root, w->root.b, FP_SIZE);
@@ -389,7 +397,7 @@ static void flight_step(struct agent *a, struct flight *f)
 		start_gets(a);
 	} else if (f->have_slot) {
 		flight_map(a, f);
-	} else if (f->data) {
+	} else if (f->block) {
 		flight_publish(a, f);
 	} else {
 		flight_enter_queue(f, get_queue(a, f), FLIGHT_QUEUED);
@@ -411,6 +419,7 @@ static void flight_retry_later(struct agent *a, struct flight *f)
 	}
 	f->retry_ns = backoff(a, &f->attempt);
 	flight_enter_queue(f, &a->flight_retry, FLIGHT_RETRY);
+	flight_is_settled(a, f);
 }
 
 static struct wait *flight_take_first(struct flight *f)
@@ -474,37 +483,37 @@ bool agent_is_getting(struct agent *a, const struct fp *fp, const void **data, s
 {
 	const struct flight *f = flight_find(a, fp);
 
-	*data = f ? f->data : NULL;
-	*len = f ? f->len : 0;
+	*data = f && f->block ? f->block->data : NULL;
+	*len = f && f->block ? f->block->len : 0;
 	return f && f->state != FLIGHT_RETRY;
 }
 
-void agent_get_done(struct agent *a, uint64_t id, int r, bool from_peer, void *data, size_t len)
+void agent_get_done(struct agent *a, uint64_t id, int r, bool from_peer, struct bytes *block)
 {
 	struct flight *f = job_take(a, id, JOB_FLIGHT);
 
 	if (!f || flight_was_dead(a, f)) {
-		free(data);
+		bytes_free(block);
 		return;
 	}
-	if (!r && len != 1ULL << a->hello.block_shift) {
-		log_error("a block of %zu bytes came for a cache of %llu-byte blocks", len,
+	if (!r && block->len != 1ULL << a->hello.block_shift) {
+		log_error("a block of %zu bytes came for a cache of %llu-byte blocks", block->len,
 			  1ULL << a->hello.block_shift);
 		r = -EPROTO;
 	}
 	data_answered(a, r);
 	if (r) {
-		free(data);
+		bytes_free(block);
 		flight_drop_data(a, f);
 		flight_retry_later(a, f);
 		start_gets(a);
 		return;
 	}
-	f->data = data;
-	f->len = len;
+	f->block = block;
 	f->from_peer = from_peer;
 	f->attempt = 0;
-	a->stats.got_bytes += len;
+	a->stats.got_bytes += block->len;
+	flight_is_settled(a, f);
 	flight_step(a, f);
 }
 
@@ -559,7 +568,7 @@ void agent_map_done(struct agent *a, uint64_t id, int r)
 	switch (r) {
 	case 0:
 		wait_end(a, flight_take_first(f),
-			 f->was_here || !f->data ? FROM_CACHE : came_from(f));
+			 f->was_here || !f->block ? FROM_CACHE : came_from(f));
 		break;
 	case -EEXIST:
 		wait_is_stale(a, flight_take_first(f));

@@ -18,6 +18,7 @@
 #define MAX_FDS		2048
 #define MAX_SUGGESTED	64
 #define MAX_OTHERS	8
+#define ENDED_MAX	4 /* gets that end together, if they are in one answer: each wakes others */
 
 struct node_wait {
 	struct node_wait *next;
@@ -62,6 +63,8 @@ struct getter {
 	uint64_t next_open_ns;
 	struct data_get *unreachable; /* asked for while there is no cluster */
 	bool asked_data;	      /* since the cluster was run last */
+	struct getter_get *ended[ENDED_MAX]; /* ->done() is still to come */
+	size_t nr_ended;
 };
 
 /* ---- data servers ---- */
@@ -158,23 +161,33 @@ static void open_cluster(struct getter *g)
 
 /* ---- what others ask of the thread ---- */
 
+static void tell_ended(struct getter *g)
+{
+	size_t i;
+
+	for (i = 0; i < g->nr_ended; i++)
+		g->ended[i]->done(g->ended[i]);
+	g->nr_ended = 0;
+}
+
 static void get_done(void *ctx, void *arg, int r, enum source_kind from, const void *data,
 		     size_t len)
 {
 	struct getter_get *get = arg;
+	struct getter *g = ctx;
 
 	get->r = r;
 	get->from = from;
-	get->data = NULL;
-	get->len = len;
-	if (!r) {
-		get->data = malloc(len);
-		if (get->data)
-			memcpy(get->data, data, len);
-		else
-			get->r = -ENOMEM;
-	}
-	get->done(get);
+	get->block = NULL;
+	if (!r && from == SOURCE_PEER)
+		get->block = peers_take(g->peers, data, len);
+	else if (!r)
+		get->block = cluster_take(g->cluster, data, len);
+	if (!r && !get->block)
+		get->r = -ENOMEM;
+	g->ended[g->nr_ended++] = get;
+	if (g->nr_ended == ENDED_MAX)
+		tell_ended(g);
 }
 
 static void end_node(void *arg, int r, const void *data, size_t len)
@@ -235,7 +248,7 @@ static void take_orders(struct getter *g, struct orders *o)
 static void refuse_get(struct getter_get *get, int r)
 {
 	get->r = r;
-	get->data = NULL;
+	get->block = NULL;
 	get->done(get);
 }
 
@@ -317,12 +330,14 @@ static void turn(struct getter *g)
 	if (g->cluster)
 		cluster_run(g->cluster, 0);
 	peers_run(g->peers);
+	tell_ended(g); /* what has come does not wait for the meta server */
 	if (g->unreachable)
 		open_cluster(g);
 	fail_unreachable(g);
 	if (g->cluster && g->asked_data)
 		cluster_run(g->cluster, 0);
 	g->asked_data = false;
+	tell_ended(g);
 	publish(g);
 }
 
@@ -529,6 +544,7 @@ void getter_stop(struct getter *g)
 		cluster_close(g->cluster);
 	g->cluster = NULL;
 	fail_unreachable(g);
+	tell_ended(g);
 	peers_free(g->peers); /* whoever waits for a node is answered */
 	g->peers = NULL;
 }

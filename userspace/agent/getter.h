@@ -13,15 +13,14 @@
 struct getter;
 
 /* One block that is wanted. The caller's memory, until ->done(), which runs once on the
- * getter's thread and takes over ->data (free()). */
+ * getter's thread and takes over ->block (NULL: ->r says why). */
 struct getter_get {
 	struct getter_get *next;
 	struct fp fp;
 	void (*done)(struct getter_get *get);
 	int r;
 	enum source_kind from;
-	void *data;
-	size_t len;
+	struct bytes *block;
 };
 
 /* Who is there, for people: the same rules. */

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 #include "agent/handover.h"
-#include "agent/network.h"
+#include "agent/node_source.h"
 #include "agent/prefetch.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -378,24 +378,13 @@ static int use_known(struct handover_task *t, const struct known *k)
 static int find_volume(struct handover *h, struct handover_task *t,
 		       struct dm_dedup_volume_info *v)
 {
-	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
-	struct uuid uuid;
-	bool by_uuid = !uuid_from_text(&uuid, t->name);
-	size_t i, count;
 	int r;
 
 	memset(v, 0, sizeof(*v));
-	r = cache_volumes(h->params.cache, &infos, &count);
-	if (r)
-		return error_set(&t->err, r, "cannot list the volumes of the cache: %s", strerror(-r));
-	for (i = 0; i < count; i++)
-		if (by_uuid ? !memcmp(infos[i].image, uuid.b, sizeof(uuid.b)) :
-			      !strcmp(infos[i].name, t->name)) {
-			*v = infos[i];
-			return 0;
-		}
-	if (t->warm)
-		return error_set(&t->err, -ENOENT, "there is no volume of image %s on this host", t->name);
+	r = cache_find_volume(h->params.cache, 0, NULL, t->name, v, &t->err);
+	if (r != -ENOENT || t->warm)
+		return r;
+	t->err.code = 0;
 	v->size = 512; /* for the question whether the target is there */
 	return 1;
 }
@@ -419,12 +408,12 @@ static int run_once(struct handover *h, struct handover_task *t,
 	c = net_client_new(h->params.net, to->endpoint, to->has_key ? to->key : NULL, "agent", &t->err);
 	if (!c)
 		return t->err.code ? t->err.code : -ENOMEM;
-	if (t->warm) {
-		know(h, t, v->image);
-		warm_it(h, c, t, v);
-	} else {
+	if (!t->warm)
 		r = is_there(h, c, t, v);
-	}
+	if (!r && !k && !gone && (t->warm || t->ask))
+		know(h, t, v->image);
+	if (t->warm)
+		warm_it(h, c, t, v);
 	net_client_free(c);
 	return r;
 }
@@ -438,7 +427,7 @@ static void run_task(struct handover *h, struct handover_task *t)
 	gone = find_volume(h, t, &v);
 	if (gone < 0)
 		return;
-	k = t->warm || gone ? NULL : known_find(h, v.image, t->to);
+	k = (t->warm && !t->stopped) || gone ? NULL : known_find(h, v.image, t->to);
 	r = run_once(h, t, &v, gone, k);
 	if (k && r == -EHOSTUNREACH) { /* it may be elsewhere, or another, by now */
 		k->at_ns = 0;

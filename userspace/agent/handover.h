@@ -32,6 +32,8 @@ struct handover_task {
 	char name[DM_DEDUP_NAME_SIZE]; /* of the volume, or its image's UUID */
 	char to[64];		       /* host, or its cache's UUID */
 	bool warm;		       /* else: only who the target is, and that it is there */
+	bool ask;		       /* no switch follows: another task's will use what was found */
+	bool stopped;		       /* a guest waits: by what the last one has found */
 	uint64_t wait_ms; /* at most HANDOVER_WAIT_MAX_MS */
 	struct uuid self;	       /* this host's cache */
 	/* answer */

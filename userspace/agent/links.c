@@ -21,13 +21,15 @@ static uint64_t op_random(void *ctx)
 	return l->ops->random(l->ctx);
 }
 
-static void op_ask_peer(void *ctx, unsigned int peer, uint64_t id, const struct fp *fp)
+static void op_ask_peer(void *ctx, unsigned int peer, uint64_t id, const struct fp *fp,
+			unsigned int wait_ms)
 {
 	struct links *l = ctx;
 	struct link *k = &l->links[peer];
 
 	/* sources.c asks a peer for no more than fit. */
-	k->queue[k->nr_queued++] = (struct link_ask){ id, *fp };
+	k->queue[k->nr_queued++] = (struct link_ask){ id, *fp, wait_ms };
+	l->queued |= 1ULL << peer;
 }
 
 static void op_ask_data(void *ctx, uint64_t id, const struct fp *fp, bool serve)
@@ -56,6 +58,7 @@ static void op_peer_gone(void *ctx, unsigned int peer)
 		budget_return(&l->budget, k->promised);
 	memset(k, 0, sizeof(*k));
 	k->life = life;
+	l->queued &= ~(1ULL << peer);
 }
 
 static const struct source_ops source_ops = {
@@ -81,19 +84,34 @@ static unsigned int batch_max(const struct links *l)
 	return MAX(1, MIN(n, LINK_BATCH_MAX));
 }
 
+static void send_some(struct links *l, unsigned int peer, const struct link_ask *asks, unsigned int nr)
+{
+	struct link *k = &l->links[peer];
+
+	if (!k->messages++)
+		k->heard_ns = links_now(l);
+	l->ops->send_blocks(l->ctx, peer, asks, nr);
+}
+
+/* What may wait there goes alone: its answer holds up no other. */
 static void send_queued(struct links *l, unsigned int peer)
 {
-	struct link_ask asks[PEER_MAX_BLOCKS];
+	struct link_ask asks[PEER_MAX_BLOCKS], together[PEER_MAX_BLOCKS];
 	struct link *k = &l->links[peer];
-	unsigned int nr = k->nr_queued, max = batch_max(l), i;
+	unsigned int nr = k->nr_queued, max = batch_max(l), nr_together = 0, i;
 
 	memcpy(asks, k->queue, nr * sizeof(asks[0]));
 	k->nr_queued = 0;
-	for (i = 0; i < nr; i += max) {
-		if (!k->messages++)
-			k->heard_ns = links_now(l);
-		l->ops->send_blocks(l->ctx, peer, asks + i, MIN(max, nr - i));
-	}
+	l->queued &= ~(1ULL << peer);
+	l->watched |= 1ULL << peer;
+	for (i = 0; i < nr; i++)
+		if (!asks[i].wait_ms)
+			together[nr_together++] = asks[i];
+	for (i = 0; i < nr_together; i += max)
+		send_some(l, peer, together + i, MIN(max, nr_together - i));
+	for (i = 0; i < nr; i++)
+		if (asks[i].wait_ms)
+			send_some(l, peer, &asks[i], 1);
 }
 
 /* The number stands for this peer as long as it is asked for a block. */
@@ -145,6 +163,7 @@ void links_connection(struct links *l, unsigned int peer, bool connected)
 		k->unconnected_ns = 0;
 		return;
 	}
+	l->watched |= 1ULL << peer;
 	if (!k->unconnected_ns)
 		k->unconnected_ns = now;
 	if (is_waited_for(l, peer) && sources_peer_at(l->sources, peer)->asking &&
@@ -154,27 +173,31 @@ void links_connection(struct links *l, unsigned int peer, bool connected)
 
 void links_run(struct links *l)
 {
-	unsigned int i;
-
 	sources_tick(l->sources);
 	links_exchange(l);
-	for (i = 0; i < SOURCES_MAX_PEERS; i++)
-		if (l->links[i].nr_queued)
-			send_queued(l, i);
+	while (l->queued)
+		send_queued(l, (unsigned int)__builtin_ctzll(l->queued));
+}
+
+uint64_t links_watched(struct links *l)
+{
+	return l->watched;
 }
 
 uint64_t links_next_ns(struct links *l)
 {
-	uint64_t next = MIN(sources_next_ns(l->sources), links_exchange_ns(l));
-	unsigned int i;
+	uint64_t next = MIN(sources_next_ns(l->sources), links_exchange_ns(l)), set;
 
-	for (i = 0; i < SOURCES_MAX_PEERS; i++) {
+	if (l->queued)
+		return 0;
+	for (set = l->watched; set; set &= set - 1) {
+		unsigned int i = (unsigned int)__builtin_ctzll(set);
 		const struct link *k = &l->links[i];
 
-		if (k->nr_queued)
-			return 0;
-		if (!k->messages && !k->unconnected_ns)
+		if (!k->messages && !k->unconnected_ns) {
+			l->watched &= ~(1ULL << i);
 			continue;
+		}
 		if (!is_waited_for(l, i))
 			continue;
 		if (k->messages)

@@ -26,6 +26,7 @@
 struct link_ask {
 	uint64_t id;
 	struct fp fp;
+	unsigned int wait_ms; /* as in sources.h. Such a one is alone in its message */
 };
 
 struct link_ops {
@@ -105,6 +106,8 @@ unsigned int links_life(struct links *l, unsigned int peer);
 /* Has the connection of @peer looked at: called for each that there is, before links_run(). */
 void links_connection(struct links *l, unsigned int peer, bool connected);
 void links_run(struct links *l);
+/* Those whose connection matters now, as bits: the others' may be left unlooked at. */
+uint64_t links_watched(struct links *l);
 uint64_t links_next_ns(struct links *l); /* UINT64_MAX: not before something happens */
 
 /* ---- for people ---- */

@@ -33,6 +33,8 @@ struct links {
 	struct filter_table *table;
 	unsigned int block_shift;
 	struct link links[SOURCES_MAX_PEERS];
+	uint64_t queued;  /* bits: links with something to send */
+	uint64_t watched; /* and those that may have something under way, or no connection */
 	struct budget budget; /* of what filters bring */
 	uint64_t filter_bytes_in;
 	bool changed;

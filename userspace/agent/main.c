@@ -10,21 +10,25 @@
 #include <unistd.h>
 #include "agent/daemon.h"
 #include "base/log.h"
+#include "base/memory.h"
 
 static const char usage[] =
-	"Usage: vmdedup-agent [--conf FILE]\n"
+	"Usage: vmdedup-agent [--conf FILE] [--rack NAME]\n"
 	"\n"
 	"The agent of a host: answers the misses of the host's cache, deduplicates and stores what\n"
 	"its virtual machines write, and, unless the configuration names meta servers, carries an\n"
 	"embedded meta and data server. One agent runs on a host; it needs root for the cache.\n"
 	"\n"
 	"  --conf FILE  configuration (default $VMDEDUP_CONF, or " CONFIG_DEFAULT_PATH ")\n"
+	"  --rack NAME  the rack that the host is in, instead of [agent] rack: blocks come from peers of\n"
+	"               the same rack first\n"
 	"  --help       this text\n"
 	"  --version    the version\n"
 	"\n"
 	"Examples:\n"
 	"  vmdedup cluster init            create the cluster that the agent will serve\n"
 	"  vmdedup-agent                   run in the foreground\n"
+	"  vmdedup-agent --rack r17        a host of that rack\n"
 	"  systemctl start vmdedup-agent   run as a service\n"
 	"  vmdedup status                  what it does, and what it waits for\n";
 
@@ -58,10 +62,11 @@ static void block_signals(void)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
-static int parse(int argc, char **argv, const char **conf)
+static int parse(int argc, char **argv, const char **conf, const char **rack)
 {
 	static const struct option options[] = {
 		{ "conf", required_argument, NULL, 'c' },
+		{ "rack", required_argument, NULL, 'r' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
 		{ 0 },
@@ -72,6 +77,9 @@ static int parse(int argc, char **argv, const char **conf)
 		switch (c) {
 		case 'c':
 			*conf = optarg;
+			break;
+		case 'r':
+			*rack = optarg;
 			break;
 		case 'h':
 			fputs(usage, stdout);
@@ -124,16 +132,21 @@ fail:
 
 int main(int argc, char **argv)
 {
-	const char *conf = NULL;
+	const char *conf = NULL, *rack = NULL;
 	struct error err = { 0 };
 	struct config config;
 	int r;
 
-	if (parse(argc, argv, &conf))
+	if (parse(argc, argv, &conf, &rack))
 		return 2;
+	memory_keep(MEMORY_KEEP);
 	if (config_load(&config, conf, &err)) {
 		log_error("%s", err.text);
 		return 2;
+	}
+	if (rack) {
+		free(config.agent_rack);
+		config.agent_rack = strdup(rack);
 	}
 	stay_out_of_reclaim();
 	block_signals();

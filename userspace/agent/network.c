@@ -1,85 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "agent/network.h"
+#include "agent/network_impl.h"
+#include "agent/node_source.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 
-#define META_THREADS	2
 #define OPEN_TIMEOUT_MS 2000
-#define META_TIMEOUT_MS 3000
-#define PEER_TTL_S	90
-#define MAX_LIARS	16
 /* After no answer, what queues is sent back at once for so long: each has its own interval to
  * try again, and an OPEN does not wait for the timeouts of a thousand misses before it. */
 #define DOWN_MS		1000
-
-enum request_kind {
-	REQUEST_RESOLVE,
-	REQUEST_IMAGE,
-	REQUEST_LEASE,
-	REQUEST_GET,
-	REQUEST_ANNOUNCE,
-	REQUEST_TRACE_GET,
-	REQUEST_TRACE_PUT,
-};
-
-struct request {
-	struct work work; /* ->done answers the core */
-	struct network *network;
-	struct request *next;
-	enum request_kind kind;
-	uint64_t id;
-	int r;
-	/* RESOLVE, TRACE_* */
-	struct fp root;
-	uint64_t size, block;
-	struct fp fp;
-	void *data; /* of a trace; of images for ANNOUNCE */
-	size_t len;
-	/* GET */
-	struct getter_get get;
-	/* IMAGE */
-	char name[DM_DEDUP_NAME_SIZE];
-	struct agent_image image;
-	/* LEASE */
-	struct uuid cache;
-	char host[64];
-	struct agent_lease lease;
-};
-
-struct request_queue {
-	pthread_mutex_t lock; /* guards all of it */
-	pthread_cond_t some;
-	struct request *first, **last;
-	bool stop;
-};
-
-struct network {
-	struct net_ctx *net;
-	const struct config *config;
-	char *meta;
-	struct loop *loop;
-	struct nodes *nodes;
-	struct agent *agent;
-	struct request_queue asks;
-	struct getter *getter;
-	bool has_self;
-	struct peer_address self;
-	char *params_path;
-	pthread_t meta_threads[META_THREADS];
-	unsigned int nr_meta_threads;
-	pthread_mutex_t params_lock; /* guards params and down_until */
-	uint64_t down_until;	     /* the meta server has just failed to answer */
-	bool have_params;
-	struct cluster_params params;
-};
 
 /* ---- queues ---- */
 
@@ -132,39 +67,7 @@ static void queue_stop(struct request_queue *q)
 	pthread_mutex_unlock(&q->lock);
 }
 
-/* ---- recipes ---- */
-
-static int source_get(void *ctx, const struct fp *hash, uint8_t out[RECIPE_NODE_MAX], size_t *len,
-		      struct error *err)
-{
-	struct node_source *s = ctx;
-	int r;
-
-	if (!nodes_get(s->nodes, hash, s->memory_only, out, len))
-		return 0;
-	if (s->memory_only)
-		return -EAGAIN;
-	r = s->below->get(s->below_ctx, hash, out, len, err);
-	if (!r)
-		nodes_put(s->nodes, hash, out, *len);
-	return r;
-}
-
-static int source_put(void *ctx, const struct fp *hash, const uint8_t *data, size_t len,
-		      struct error *err)
-{
-	struct node_source *s = ctx;
-	int r;
-
-	r = s->below->put(s->below_ctx, hash, data, len, err);
-	if (!r)
-		nodes_put(s->nodes, hash, data, len);
-	return r;
-}
-
-const struct recipe_ops node_source_ops = { .get = source_get, .put = source_put };
-
-/* ---- questions to the meta server ---- */
+/* ---- the cluster, and whether it answers ---- */
 
 /* What a host must know to verify blocks, for a start without a meta server. Host order: it
  * never travels, and may be deleted at any time. The domain's key is in it. */
@@ -262,6 +165,11 @@ static int need_cluster(struct network *n, struct cluster **c)
 		return 0;
 	*c = cluster_open(n->net, n->config, n->meta, "agent", OPEN_TIMEOUT_MS, &err);
 	r = *c ? 0 : err.code ? err.code : -ETIMEDOUT;
+	/* A key that cannot be read, or a refusal to talk, is no answer to what will be asked. */
+	if (r && !AGENT_IS_UNREACHABLE(r)) {
+		log_warn("%s", err.text);
+		r = -ENOTCONN;
+	}
 	note_answer(n, r);
 	if (*c && remember_params(n, cluster_params(*c)))
 		getter_set_params(n->getter, cluster_params(*c));
@@ -338,194 +246,6 @@ static int ask_resolve(struct network *n, struct cluster **c, struct request *re
 				     &node_source_ops, &source, &req->fp, err);
 }
 
-static void copy_uuid(struct uuid *to, const ProtobufCBinaryData *from)
-{
-	memset(to, 0, sizeof(*to));
-	if (from->len == sizeof(to->b))
-		memcpy(to->b, from->data, sizeof(to->b));
-}
-
-static int ask_image(struct cluster *c, struct request *req, struct error *err)
-{
-	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
-	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
-	struct net_reply reply = { 0 };
-	struct uuid uuid;
-	int r;
-
-	/* A table line may name an image by its UUID. */
-	if (!uuid_from_text(&uuid, req->name))
-		get.uuid = (ProtobufCBinaryData){ sizeof(uuid.b), uuid.b };
-	else
-		get.name = req->name;
-	msg.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
-	msg.image_get = &get;
-	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
-	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_IMAGE)
-		r = -EPROTO;
-	if (!r) {
-		copy_uuid(&req->image.uuid, &reply.header->image->uuid);
-		copy_uuid(&req->image.leased_to, &reply.header->image->leased_to);
-		req->image.size = reply.header->image->size;
-		strncpy(req->image.leased_host, reply.header->image->leased_host,
-			sizeof(req->image.leased_host) - 1);
-	}
-	if (reply.header)
-		net_reply_free(&reply);
-	return r;
-}
-
-int network_take_lease(struct cluster *c, const struct uuid *cache, const char *host,
-		       struct agent_lease *lease, int timeout_ms, struct error *err)
-{
-	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
-	Vmdedup__LeaseTake take = VMDEDUP__LEASE_TAKE__INIT;
-	struct net_reply reply = { 0 };
-	int r;
-
-	take.image = (ProtobufCBinaryData){ sizeof(lease->image.b), lease->image.b };
-	take.cache = (ProtobufCBinaryData){ sizeof(cache->b), (uint8_t *)cache->b };
-	take.host = (char *)host;
-	take.readonly = lease->readonly;
-	take.confirm_only = lease->confirm_only;
-	take.epoch = lease->epoch;
-	take.renew = lease->renew;
-	msg.body_case = VMDEDUP__REQUEST__BODY_LEASE_TAKE;
-	msg.lease_take = &take;
-	r = cluster_mutate(c, &msg, NULL, 0, timeout_ms, &reply, err);
-	if (!r && (reply.header->body_case != VMDEDUP__REPLY__BODY_LEASE ||
-		   reply.header->lease->root.len != FP_SIZE))
-		r = -EPROTO;
-	if (!r) {
-		lease->held = reply.header->lease->held;
-		lease->epoch = reply.header->lease->epoch;
-		lease->cut = reply.header->lease->cut;
-		lease->size = reply.header->lease->size;
-		memcpy(lease->root.b, reply.header->lease->root.data, FP_SIZE);
-	}
-	if (reply.header)
-		net_reply_free(&reply);
-	return r;
-}
-
-/* ---- peers and traces ---- */
-
-static int ask_announce(struct network *n, struct cluster *c, struct request *req,
-			struct error *err)
-{
-	char liars[MAX_LIARS][PEER_ENDPOINT_MAX], *liar_texts[MAX_LIARS];
-	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
-	Vmdedup__PeerAnnounce say = VMDEDUP__PEER_ANNOUNCE__INIT;
-	struct peer_address peers[PEERS_SET];
-	Vmdedup__PeerAddress self;
-	struct net_reply reply = { 0 };
-	size_t i, nr = 0;
-	int r;
-
-	peer_address_give(&n->self, &self);
-	say.cache = (ProtobufCBinaryData){ sizeof(req->cache.b), req->cache.b };
-	say.address = &self;
-	say.host = req->host;
-	say.rack = n->config->rack ? n->config->rack : (char *)"";
-	say.ttl_s = PEER_TTL_S;
-	say.images = (ProtobufCBinaryData){ req->len, req->data };
-	say.want = PEERS_SET;
-	say.n_liars = getter_liars(n->getter, liars, MAX_LIARS);
-	for (i = 0; i < say.n_liars; i++)
-		liar_texts[i] = liars[i];
-	say.liars = liar_texts;
-	msg.body_case = VMDEDUP__REQUEST__BODY_PEER_ANNOUNCE;
-	msg.peer_announce = &say;
-	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
-	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_PEER_ANNOUNCE)
-		r = error_set(err, -EPROTO, "the meta server knows no peers");
-	for (i = 0; !r && i < reply.header->peer_announce->n_peers && nr < PEERS_SET; i++)
-		if (!peer_address_take(reply.header->peer_announce->peers[i], &peers[nr]))
-			nr++;
-	if (nr)
-		getter_suggest(n->getter, peers, nr);
-	if (reply.header)
-		net_reply_free(&reply);
-	return r;
-}
-
-static int ask_trace_get(struct cluster *c, struct request *req, struct error *err)
-{
-	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
-	Vmdedup__TraceGet get = VMDEDUP__TRACE_GET__INIT;
-	struct net_reply reply = { 0 };
-	int r;
-
-	get.root = (ProtobufCBinaryData){ FP_SIZE, req->root.b };
-	get.image = (ProtobufCBinaryData){ sizeof(req->image.uuid.b), req->image.uuid.b };
-	get.cache = (ProtobufCBinaryData){ sizeof(req->cache.b), req->cache.b };
-	msg.body_case = VMDEDUP__REQUEST__BODY_TRACE_GET;
-	msg.trace_get = &get;
-	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
-	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_TRACE_GET)
-		r = error_set(err, -EPROTO, "the meta server knows no traces");
-	if (!r) {
-		req->len = reply.header->trace_get->blocks.len;
-		req->data = malloc(req->len + 1);
-		if (!req->data)
-			r = -ENOMEM;
-		else if (req->len)
-			memcpy(req->data, reply.header->trace_get->blocks.data, req->len);
-	}
-	if (reply.header)
-		net_reply_free(&reply);
-	return r;
-}
-
-static int ask_trace_put(struct cluster *c, struct request *req, struct error *err)
-{
-	Vmdedup__Request msg = VMDEDUP__REQUEST__INIT;
-	Vmdedup__TracePut put = VMDEDUP__TRACE_PUT__INIT;
-	struct net_reply reply = { 0 };
-	int r;
-
-	put.root = (ProtobufCBinaryData){ FP_SIZE, req->root.b };
-	put.image = (ProtobufCBinaryData){ sizeof(req->image.uuid.b), req->image.uuid.b };
-	put.blocks = (ProtobufCBinaryData){ req->len, req->data };
-	msg.body_case = VMDEDUP__REQUEST__BODY_TRACE_PUT;
-	msg.trace_put = &put;
-	r = cluster_call(c, &msg, NULL, 0, META_TIMEOUT_MS, &reply, err);
-	if (reply.header)
-		net_reply_free(&reply);
-	return r;
-}
-
-static int answer_ask(struct network *n, struct cluster *c, struct request *req)
-{
-	struct error err = { 0 };
-	int r;
-
-	switch (req->kind) {
-	case REQUEST_IMAGE:
-		r = ask_image(c, req, &err);
-		break;
-	case REQUEST_LEASE:
-		r = network_take_lease(c, &req->cache, req->host, &req->lease, META_TIMEOUT_MS,
-				       &err);
-		break;
-	case REQUEST_ANNOUNCE:
-		r = ask_announce(n, c, req, &err);
-		break;
-	case REQUEST_TRACE_GET:
-		r = ask_trace_get(c, req, &err);
-		break;
-	case REQUEST_TRACE_PUT:
-		r = ask_trace_put(c, req, &err);
-		break;
-	default:
-		r = -EINVAL;
-	}
-	/* An unknown image is for whoever asked to report. */
-	if (r && !AGENT_IS_UNREACHABLE(r) && req->kind != REQUEST_IMAGE)
-		log_warn("%s", err.text);
-	return r;
-}
-
 static int answer(struct network *n, struct cluster **c, struct request *req)
 {
 	struct error err = { 0 };
@@ -539,7 +259,7 @@ static int answer(struct network *n, struct cluster **c, struct request *req)
 	}
 	r = need_cluster(n, c);
 	if (!r) {
-		r = answer_ask(n, *c, req);
+		r = network_ask(n, *c, req);
 		note_answer(n, r);
 	}
 	return r;
@@ -579,8 +299,8 @@ static void answer_core(struct work *w)
 		agent_lease_done(a, req->id, req->r, &req->lease);
 		break;
 	case REQUEST_GET:
-		agent_get_done(a, req->id, req->get.r, req->get.from == SOURCE_PEER, req->get.data,
-			       req->get.len);
+		agent_get_done(a, req->id, req->get.r, req->get.from == SOURCE_PEER,
+			       req->get.block);
 		break;
 	case REQUEST_TRACE_GET:
 		agent_trace_done(a, req->id, req->r, req->data, req->len);

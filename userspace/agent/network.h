@@ -58,13 +58,4 @@ bool network_params(struct network *n, struct cluster_params *params);
 int network_take_lease(struct cluster *c, const struct uuid *cache, const char *host,
 		       struct agent_lease *lease, int timeout_ms, struct error *err);
 
-/* recipe_ops that read through the host's nodes, then from @below; what comes is kept. */
-struct node_source {
-	struct nodes *nodes;
-	bool memory_only; /* -EAGAIN instead of the file and @below */
-	const struct recipe_ops *below;
-	void *below_ctx;
-};
-extern const struct recipe_ops node_source_ops; /* ctx: struct node_source * */
-
 #endif

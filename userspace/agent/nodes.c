@@ -108,21 +108,22 @@ static bool is_node(const struct fp *hash, const void *data, size_t len)
 	return fp_equal(&seen, hash);
 }
 
-void nodes_put(struct nodes *n, const struct fp *hash, const void *data, size_t len)
+bool nodes_put(struct nodes *n, const struct fp *hash, const void *data, size_t len)
 {
 	struct node_record rec = { .hash = *hash, .len = (uint32_t)len };
 	size_t size = offsetof(struct node_record, data) + len;
 	off_t at = (off_t)(hash_index(hash) % NODES_IN_FILE) * (off_t)sizeof(rec);
 
 	if (!is_node(hash, data, len))
-		return;
+		return false;
 	remember(n, hash, data, len);
 	if (n->fd < 0)
-		return;
+		return true;
 	memcpy(rec.data, data, len);
 	/* Not synced: a torn record fails its hash, and is fetched again. */
 	if (pwrite(n->fd, &rec, size, at) != (ssize_t)size)
 		log_debug("a recipe node was not kept on disk: %s", strerror(errno));
+	return true;
 }
 
 int nodes_get(struct nodes *n, const struct fp *hash, bool memory_only,

@@ -19,7 +19,8 @@ struct nodes;
 /* @path NULL: memory only. A file that cannot be used is a warning, not an error. */
 struct nodes *nodes_new(const char *path);
 void nodes_free(struct nodes *n);
-void nodes_put(struct nodes *n, const struct fp *hash, const void *data, size_t len);
+/* False: it does not match its hash, and is not kept. */
+bool nodes_put(struct nodes *n, const struct fp *hash, const void *data, size_t len);
 /* 0 or -ENOENT. @memory_only: does not block on the file. */
 int nodes_get(struct nodes *n, const struct fp *hash, bool memory_only,
 	      uint8_t out[RECIPE_NODE_MAX], size_t *len);

@@ -16,8 +16,10 @@ static struct once_entry *find(struct once *o, uint64_t nonce)
 
 static void send_answer(struct net_request *req, const struct once_entry *e)
 {
-	Vmdedup__Reply *reply = vmdedup__reply__unpack(NULL, e->answer_len, e->answer);
+	Vmdedup__Reply *reply = NULL;
 
+	if (e->answer)
+		reply = vmdedup__reply__unpack(NULL, e->answer_len, e->answer);
 	if (!reply) {
 		net_reply_error(req, ENOMEM, "out of memory");
 		return;
@@ -70,9 +72,8 @@ void once_reply(struct once *o, uint64_t nonce, struct net_request *req, Vmdedup
 	if (e) {
 		e->answer_len = vmdedup__reply__get_packed_size(reply);
 		e->answer = malloc(e->answer_len ? e->answer_len : 1);
-	}
-	if (e && e->answer) {
-		vmdedup__reply__pack(reply, e->answer);
+		if (e->answer)
+			vmdedup__reply__pack(reply, e->answer);
 		e->done = true;
 		for (i = 0; i < e->nr_repeats; i++)
 			send_answer(e->repeats[i], e);

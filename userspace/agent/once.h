@@ -16,7 +16,7 @@
 struct once_entry {
 	uint64_t nonce; /* 0: free */
 	bool done;
-	uint8_t *answer; /* packed reply, when it is done */
+	uint8_t *answer; /* packed reply, when it is done; NULL then: there was no memory for it */
 	size_t answer_len;
 	struct net_request *repeats[ONCE_REPEATS];
 	size_t nr_repeats;

@@ -7,7 +7,8 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 
-/* A line for each: endpoint, key in hex or -, "liar" or "peer". It may be deleted at any time. */
+/* A line for each: endpoint, key in hex or -, "liar" or "peer", its rack's number in hex or 0. It may
+ * be deleted at any time. */
 void peers_save(struct peers *p)
 {
 	CLEANUP_FREE char *tmp = NULL;
@@ -29,8 +30,8 @@ void peers_save(struct peers *p)
 		fprintf(f, "%s ", sp->address.endpoint);
 		for (k = 0; sp->address.has_key && k < sizeof(sp->address.key); k++)
 			fprintf(f, "%02x", sp->address.key[k]);
-		fprintf(f, "%s %s\n", sp->address.has_key ? "" : "-",
-			sp->state == PEER_LIAR ? "liar" : "peer");
+		fprintf(f, "%s %s %x\n", sp->address.has_key ? "" : "-",
+			sp->state == PEER_LIAR ? "liar" : "peer", sp->address.rack);
 	}
 	if (fclose(f) || rename(tmp, p->path))
 		log_debug("the file of peers %s was not written: %s", p->path, strerror(errno));
@@ -47,7 +48,7 @@ void peers_load(struct peers *p)
 	while (f && fgets(line, sizeof(line), f)) {
 		Vmdedup__PeerAddress in = VMDEDUP__PEER_ADDRESS__INIT;
 
-		if (sscanf(line, "%127s %64s %7s", endpoint, key, what) != 3)
+		if (sscanf(line, "%127s %64s %7s %x", endpoint, key, what, &in.rack) < 3)
 			continue;
 		in.endpoint = endpoint;
 		if (!fp_from_hex(&bytes, key))

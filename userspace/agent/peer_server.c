@@ -14,7 +14,7 @@
 #include "proto/limits.h"
 
 #define READ_THREADS	 2
-#define REDIRECT_BLOCKS	 16384
+#define REDIRECT_BLOCKS	 4096
 #define ALIGNMENT	 4096
 #define MAX_OTHERS	 8
 #define FILTER_FRAME	 (1U << 20)
@@ -42,6 +42,10 @@ struct answer {
 
 struct upload {
 	struct answer answer; /* ->work.run reads the slots */
+	struct parked_ask parked; /* of the only piece */
+	unsigned int wait_ms;	  /* 0: it does not wait, or no more */
+	bool late;		  /* it has waited, and then there was too much on its way */
+	char who[160];		  /* asks; by its connection */
 	size_t block_size;
 	size_t nr;
 	bool known; /* @from: where whoever asks serves peers */
@@ -58,6 +62,7 @@ struct peer_server {
 	struct pool *pool;
 	int done_fd;
 	struct serving *serving;
+	struct parked *parked; /* the loop's */
 	_Atomic uint32_t block_size; /* set on the loop, whose hello it is from; read on the thread */
 	pthread_mutex_t lock; /* guards the rest */
 	struct answer *done, **last_done;
@@ -81,7 +86,7 @@ static void upload_free(struct answer *a)
 	for (i = 0; i < up->nr; i++) {
 		free(up->pieces[i].data);
 		if (up->pieces[i].sent)
-			serving_sent(up->pieces[i].sent);
+			serving_cancel(up->pieces[i].sent);
 	}
 	free(up->redirected);
 	free(up);
@@ -103,6 +108,27 @@ static void count(struct peer_server *s, const struct upload *up)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static void name_others(struct upload *up, struct piece *p, const struct peer_address *const *names,
+			size_t nr)
+{
+	if (!up->redirected)
+		up->redirected = calloc(1, sizeof(*up->redirected));
+	if (up->redirected)
+		p->nr_named = (uint8_t)redirected_add(up->redirected, names, nr, p->named);
+	p->r = p->nr_named ? -EREMOTE : -EBUSY;
+}
+
+/* One that waited for a block, which has come when too much is on its way. */
+static void name_to_late(struct peer_server *s, struct upload *up)
+{
+	const struct peer_address *names[REDIRECT_NAMES];
+	struct piece *p = &up->pieces[0];
+	size_t nr;
+
+	serving_busy(s->serving, up->known ? &up->from : NULL, &p->fp, clock_mono_ns(), names, &nr);
+	name_others(up, p, names, nr);
+}
+
 static void reply_blocks(struct answer *a)
 {
 	struct upload *up = (struct upload *)a;
@@ -114,6 +140,8 @@ static void reply_blocks(struct answer *a)
 	struct net_frame frames[UPLOAD_REQUEST];
 	size_t i, nr = 0;
 
+	if (up->late)
+		name_to_late(s, up);
 	count(s, up);
 	for (i = 0; i < up->nr; i++) {
 		struct piece *p = &up->pieces[i];
@@ -193,7 +221,7 @@ static bool still_holds(struct cache *c, const struct piece *p)
 	       e.seq == p->seq && !memcmp(e.fp, p->fp.b, FP_SIZE);
 }
 
-static void read_piece(struct cache *c, struct piece *p, size_t block_size)
+static void read_piece(struct cache *c, uint64_t connection, struct piece *p, size_t block_size)
 {
 	if (posix_memalign(&p->data, ALIGNMENT, block_size)) {
 		p->data = NULL;
@@ -201,7 +229,7 @@ static void read_piece(struct cache *c, struct piece *p, size_t block_size)
 		return;
 	}
 	p->len = block_size;
-	if (c->ops->read_slot(c, p->slot, p->data) || !still_holds(c, p))
+	if (c->ops->read_slot(c, connection, p->slot, p->data, block_size) || !still_holds(c, p))
 		p->r = -ENOENT;
 }
 
@@ -209,7 +237,8 @@ static void read_slots(struct work *w)
 {
 	struct upload *up = (struct upload *)w;
 	struct cache *c = up->answer.server->params.cache;
-	int r = c->ops->open_slots(c);
+	uint64_t connection;
+	int r = c->ops->open_slots(c, &connection);
 	size_t i;
 
 	for (i = 0; i < up->nr; i++) {
@@ -220,7 +249,7 @@ static void read_slots(struct work *w)
 		if (r)
 			p->r = -ENOENT;
 		else
-			read_piece(c, p, up->block_size);
+			read_piece(c, connection, p, up->block_size);
 	}
 	if (!r)
 		c->ops->close_slots(c);
@@ -240,6 +269,20 @@ static void find_piece(struct agent *a, struct piece *p)
 		p->r = -EBUSY;
 }
 
+/* What waits takes no share of what is on its way out. */
+static bool park(struct upload *up)
+{
+	struct peer_server *s = up->answer.server;
+	struct piece *p = &up->pieces[0];
+
+	if (!up->wait_ms || up->nr != 1 || p->r != -EINPROGRESS ||
+	    !parked_add(s->parked, &up->parked, &p->fp, up->who, clock_mono_ns(), up->wait_ms))
+		return false;
+	serving_cancel(p->sent);
+	p->sent = NULL;
+	return true;
+}
+
 static void find_slots(struct work *w)
 {
 	struct upload *up = (struct upload *)w;
@@ -255,12 +298,61 @@ static void find_slots(struct work *w)
 			find_piece(s->params.agent, &up->pieces[i]);
 		read_some |= !up->pieces[i].r && !up->pieces[i].data;
 	}
+	if (park(up))
+		return;
 	w->run = read_slots;
 	w->done = answer_done;
 	if (read_some)
 		pool_submit(s->pool, w);
 	else
 		answer_done(w);
+}
+
+/* ---- those that wait ---- */
+
+static struct upload *upload_of(struct parked_ask *ask)
+{
+	return (struct upload *)((char *)ask - offsetof(struct upload, parked));
+}
+
+/* Answered, whatever there is by now. */
+static void unpark(struct peer_server *s, struct upload *up)
+{
+	struct piece *p = &up->pieces[0];
+
+	up->wait_ms = 0;
+	p->sent = serving_admit(s->serving, up->who, up->block_size, clock_mono_ns());
+	up->late = !p->sent;
+	p->r = p->sent ? 0 : -EBUSY;
+	find_slots(&up->answer.work);
+}
+
+void peer_server_settled(struct peer_server *s, const struct fp *fp)
+{
+	struct parked_ask *ask;
+
+	while ((ask = parked_take(s->parked, fp)))
+		unpark(s, upload_of(ask));
+}
+
+static void end_parked(struct peer_server *s, uint64_t now_ns)
+{
+	struct parked_ask *ask;
+
+	while ((ask = parked_expired(s->parked, now_ns))) {
+		upload_of(ask)->pieces[0].r = -EINPROGRESS;
+		answer_done(&upload_of(ask)->answer.work);
+	}
+}
+
+void peer_server_tick(struct peer_server *s)
+{
+	end_parked(s, clock_mono_ns());
+}
+
+uint64_t peer_server_next_ns(struct peer_server *s)
+{
+	return parked_next_ns(s->parked);
 }
 
 /* ---- a volume that is about to come ---- */
@@ -349,17 +441,10 @@ static void ask_serving(struct peer_server *s, struct upload *up, struct piece *
 	const struct peer_address *names[REDIRECT_NAMES];
 	size_t n;
 
-	p->r = serving_ask(s->serving, net_request_peer(up->answer.req),
-			   up->known ? &up->from : NULL, &p->fp,
+	p->r = serving_ask(s->serving, up->who, up->known ? &up->from : NULL, &p->fp,
 			   s->block_size, clock_mono_ns(), &p->sent, names, &n);
-	if (p->r != -EREMOTE)
-		return;
-	if (!up->redirected)
-		up->redirected = calloc(1, sizeof(*up->redirected));
-	if (up->redirected)
-		p->nr_named = (uint8_t)redirected_add(up->redirected, names, n, p->named);
-	if (!p->nr_named)
-		p->r = -EBUSY;
+	if (p->r == -EREMOTE)
+		name_others(up, p, names, n);
 }
 
 static void handle_get(struct peer_server *s, struct net_request *req)
@@ -383,6 +468,8 @@ static void handle_get(struct peer_server *s, struct net_request *req)
 	up->answer = (struct answer){ .work.done = find_slots, .server = s, .req = req,
 				      .reply = reply_blocks, .free = upload_free };
 	up->nr = nr;
+	up->wait_ms = get->wait_ms;
+	snprintf(up->who, sizeof(up->who), "%s", net_request_peer(req));
 	for (i = 0; i < nr; i++) {
 		struct piece *p = &up->pieces[i];
 
@@ -521,8 +608,9 @@ struct peer_server *peer_server_new(struct net_ctx *net, const char *endpoint, s
 	s->last_done = &s->done;
 	s->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	s->serving = serving_new(REDIRECT_BLOCKS);
+	s->parked = parked_new();
 	s->server = net_server_new(net, "agent", NULL, &server_ops, s, 0, err);
-	if (s->done_fd < 0 || !s->serving || !s->server ||
+	if (s->done_fd < 0 || !s->serving || !s->parked || !s->server ||
 	    net_server_watch(s->server, s->done_fd, on_done, s)) {
 		error_set(err, -ENOMEM, "out of memory");
 		goto free_server;
@@ -565,11 +653,12 @@ void peer_server_stop(struct peer_server *s)
 	s->runs = false;
 	if (!s->pool)
 		return;
-	/* What is under way comes to its end: to the threads that read, and back. */
+	/* What is under way comes to its end: to the threads that read, and back; then those that wait. */
 	loop_run(s->params.loop);
 	pool_free(s->pool);
 	loop_run(s->params.loop);
 	s->pool = NULL;
+	end_parked(s, UINT64_MAX);
 }
 
 void peer_server_free(struct peer_server *s)
@@ -586,6 +675,7 @@ void peer_server_free(struct peer_server *s)
 	if (s->server)
 		net_server_free(s->server);
 	serving_free(s->serving);
+	parked_free(s->parked);
 	if (s->done_fd >= 0)
 		close(s->done_fd);
 	pthread_mutex_destroy(&s->lock);

@@ -2,8 +2,9 @@
 /*
  * Serves this host's cache to its peers: blocks, recipe nodes, and the filter of what is here.
  *
- * Nobody waits: a block that is not here is ENOENT at once, one on its way here EINPROGRESS. After
- * reading a slot its sequence is looked at again: what was evicted meanwhile is not sent. Whoever
+ * A block that is not here is ENOENT at once, one on its way here EINPROGRESS, or waits for it, as the
+ * peer wishes (parked.h). After reading a slot its sequence is looked at again: what was evicted
+ * meanwhile is not sent. Whoever
  * asks for more than its share, or when too much is on its way out, is told who asked before, or EBUSY
  * (serving.h).
  *
@@ -19,6 +20,7 @@
 #include "agent/host_filter.h"
 #include "agent/loop.h"
 #include "agent/nodes.h"
+#include "agent/parked.h"
 #include "agent/serving.h"
 #include "net/net.h"
 
@@ -40,6 +42,11 @@ struct peer_server_params {
 };
 int peer_server_start(struct peer_server *s, const struct peer_server_params *params,
 		      struct error *err);
+/* A block that peers may wait for has come, or does not come: struct agent_ops, settled. On the loop. */
+void peer_server_settled(struct peer_server *s, const struct fp *fp);
+/* Answers those that have waited for long enough. On the loop. */
+void peer_server_tick(struct peer_server *s);
+uint64_t peer_server_next_ns(struct peer_server *s); /* UINT64_MAX: not before something happens */
 /* Serves no more, and ends what is under way: on the loop's thread, when nobody runs the loop any
  * more. NULL is fine. */
 void peer_server_stop(struct peer_server *s);

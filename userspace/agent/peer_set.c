@@ -46,13 +46,13 @@ static int learn(struct links *l, const struct peer_address *a)
 
 bool links_vouched(struct links *l, const struct peer_address *a)
 {
-	unsigned int i;
+	uint64_t set = sources_peers_at(l->sources, a->endpoint);
 
-	for (i = 0; i < SOURCES_MAX_PEERS; i++) {
-		const struct source_peer *sp = sources_peer_at(l->sources, i);
+	for (; set; set &= set - 1) {
+		unsigned int i = (unsigned int)__builtin_ctzll(set);
 
-		if (sp && l->links[i].vouched && !strcmp(sp->address.endpoint, a->endpoint))
-			return peer_address_equal(&sp->address, a);
+		if (l->links[i].vouched)
+			return peer_address_equal(&sources_peer_at(l->sources, i)->address, a);
 	}
 	return l->ops->knows_key(l->ctx, a);
 }

@@ -91,7 +91,7 @@ static size_t named_of(const Vmdedup__GetReply *get, const Vmdedup__BlockHead *h
 }
 
 static void take_blocks(struct message *m, const Vmdedup__GetReply *get,
-			const struct net_reply *reply)
+			struct net_reply *reply)
 {
 	struct peer_address named[MAX_NAMED];
 	size_t frame = 0, nr = 0;
@@ -106,6 +106,8 @@ static void take_blocks(struct message *m, const Vmdedup__GetReply *get,
 		if (!r && frame >= reply->nr_frames)
 			r = -EPROTO;
 		if (!r) {
+			m->peers->giving = reply;
+			m->peers->giving_frame = frame;
 			f = &reply->frames[frame++];
 			r = check_block(m->peers, &m->asks[i].fp, f);
 			if (r == -EBADMSG)
@@ -115,7 +117,15 @@ static void take_blocks(struct message *m, const Vmdedup__GetReply *get,
 			nr = named_of(get, head, named);
 		links_block(m->peers->links, m->peer, m->asks[i].id, r, f ? f->data : NULL,
 			    f ? f->len : 0, named, r == -EREMOTE ? nr : 0);
+		m->peers->giving = NULL;
 	}
+}
+
+struct bytes *peers_take(struct peers *p, const void *data, size_t len)
+{
+	if (p->giving && p->giving->frames[p->giving_frame].data == data)
+		return net_reply_take(p->giving, p->giving_frame);
+	return bytes_copy(data, len);
 }
 
 static void blocks_answered(void *arg, int r, struct net_reply *reply)
@@ -168,6 +178,7 @@ static void op_send_blocks(void *ctx, unsigned int peer, const struct link_ask *
 	for (i = 0; i < nr; i++)
 		memcpy(fps + i * FP_SIZE, asks[i].fp.b, FP_SIZE);
 	get.fingerprints = (ProtobufCBinaryData){ nr * FP_SIZE, fps };
+	get.wait_ms = asks[0].wait_ms;
 	if (p->params.self) {
 		peer_address_give(&p->self, &self);
 		get.from = &self;

@@ -38,6 +38,9 @@ struct links *peers_links(struct peers *p);
 /* Blocks are verified with @hasher (the caller's) and have 1 << @block_shift bytes at most. */
 void peers_set_hasher(struct peers *p, struct fp_hasher *hasher, unsigned int block_shift);
 
+/* From within ->done of a block that a peer sent: as cluster_take(). */
+struct bytes *peers_take(struct peers *p, const void *data, size_t len);
+
 /* A recipe node from any peer, verified. @done runs once, later: 0, or -ENOENT: nobody has it.
  * -ENOMEM. */
 int peers_get_node(struct peers *p, const struct fp *hash,

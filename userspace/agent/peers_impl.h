@@ -15,6 +15,8 @@ struct peers {
 	struct net_client *clients[SOURCES_MAX_PEERS]; /* by the number of the peer */
 	struct net_client *gone[SOURCES_MAX_PEERS];    /* closed when no callback runs */
 	size_t nr_gone;
+	struct net_reply *giving; /* whose block is being handed on, or NULL */
+	size_t giving_frame;
 	bool closing, changed;
 	uint64_t save_ns;
 };

@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PREFETCH_WINDOW_BYTES (32U << 20)
+#define PREFETCH_WINDOW_BYTES (16U << 20) /* what one peer is asked for at a time */
 #define PREFETCH_FIRST	      4	    /* blocks ahead of the second miss in a row */
 #define PREFETCH_STREAMS      4	    /* of one volume */
 #define PREFETCH_REPLAY	      64    /* blocks of traces under way at a time */

@@ -32,7 +32,9 @@ struct chunk_item {
 struct push {
 	const struct push_env *env;
 	const struct dm_dedup_volume_info *volume;
+	struct push_recover *recover; /* or NULL */
 	struct error *err;
+	uint64_t connection; /* of the cache, that the volume and all slots are of */
 	struct dm_dedup_cut cut;
 	struct fp parent, root;
 	uint64_t size; /* of the image that the push makes */
@@ -87,7 +89,7 @@ static bool read_base_slot(const struct push *p, struct chunk_item *item, size_t
 	struct cache *c = p->env->cache;
 	struct fp fp;
 
-	if (c->ops->read_slot(c, item->entry.base_slot, item->base))
+	if (c->ops->read_slot(c, p->connection, item->entry.base_slot, item->base, p->block_size))
 		return false;
 	fp_hash(p->env->hashers[i], item->base, p->block_size, &fp);
 	return fp_equal(&fp, &item->overlay->parent);
@@ -105,7 +107,7 @@ static void compose(void *arg, size_t i)
 	if (e->flags & DM_DEDUP_CUT_NO_SLOT)
 		memset(item->data, 0, p->block_size);
 	else
-		item->r = c->ops->read_slot(c, e->slot, item->data);
+		item->r = c->ops->read_slot(c, p->connection, e->slot, item->data, p->block_size);
 	if (item->r)
 		return;
 	if (!(e->flags & DM_DEDUP_CUT_COMPLETE)) {
@@ -324,7 +326,8 @@ static int push_overlays(struct push *p)
 
 	while (cursor != ~0ULL) {
 		count = PUSH_CHUNK;
-		r = c->ops->list_cut(c, p->volume->volume, p->cut.cut, &cursor, entries, &count);
+		r = c->ops->list_cut(c, p->connection, p->volume->volume, p->cut.cut, &cursor,
+				     entries, &count);
 		if (r)
 			return error_set(p->err, r, "cannot list cut %llu of volume %s: %s",
 					 (unsigned long long)p->cut.cut, p->volume->name,
@@ -522,7 +525,7 @@ static int commit_to_kernel(struct push *p)
 	do {
 		n = MIN(p->nr_overlays - at, COMMIT_BATCH);
 		choose_replacements(p, owners, p->overlays + at, r + at, n);
-		ret = c->ops->commit(c, p->volume->volume, p->cut.cut, p->root.b,
+		ret = c->ops->commit(c, p->connection, p->volume->volume, p->cut.cut, p->root.b,
 				     p->cut.lease_epoch, r + at, n, at + n < p->nr_overlays);
 		at += n;
 	} while (!ret && at < p->nr_overlays);
@@ -546,13 +549,28 @@ free_replacements:
 
 /* ---- the whole ---- */
 
+/* Whoever asks for the push may have looked at the cache that was there before this one: there, another
+ * image's volume may have the number. */
+static int check_volume(struct push *p)
+{
+	struct dm_dedup_volume_info v;
+	int r = cache_find_volume(p->env->cache, p->volume->volume, NULL, p->volume->name, &v, p->err);
+
+	if (!r && memcmp(v.image, p->volume->image, sizeof(v.image)))
+		r = error_set(p->err, -ENODEV, "volume %s is not in the cache any more: that is another "
+			      "one by now", p->volume->name);
+	return r;
+}
+
 static int cut_volume(struct push *p)
 {
 	struct cache *c = p->env->cache;
-	int r;
+	int r = check_volume(p);
 
+	if (r)
+		return r;
 	p->cut.volume = p->volume->volume;
-	r = c->ops->cut(c, &p->cut);
+	r = c->ops->cut(c, p->connection, &p->cut);
 	if (r)
 		return error_set(p->err, r, "cannot cut volume %s: %s", p->volume->name,
 				 r == -ESHUTDOWN ? "it has diverged or is fenced" : strerror(-r));
@@ -571,6 +589,10 @@ static int push_begun(struct push *p, struct push_result *result)
 		r = make_root(p);
 		if (!r)
 			r = p->env->net->commit(p->env->net_ctx, &p->root, result, p->err);
+		if (!r && p->recover && p->recover->new_image) {
+			p->recover->image = result->image;
+			r = p->recover->lease(p->recover, p->err);
+		}
 		if (r)
 			return r;
 	}
@@ -579,8 +601,10 @@ static int push_begun(struct push *p, struct push_result *result)
 	return commit_to_kernel(p);
 }
 
-static void name_push(struct push *p, const struct push_recover *recover, struct push_name *name)
+static void name_push(struct push *p, struct push_name *name)
 {
+	const struct push_recover *recover = p->recover;
+
 	memcpy(name->image, p->volume->image, sizeof(name->image));
 	name->lease_epoch = p->cut.lease_epoch;
 	if (recover) {
@@ -593,6 +617,32 @@ static void name_push(struct push *p, const struct push_recover *recover, struct
 	name->parent = p->parent;
 }
 
+static int push_it(struct push *p, struct push_name *name, struct push_result *result)
+{
+	const struct push_net *net = p->env->net;
+	int r = cut_volume(p);
+
+	if (r)
+		return r;
+	result->cut = p->cut.cut;
+	result->root = p->parent;
+	if (!p->cut.cut)
+		return 0;
+	if (posix_memalign(&p->buffers, 4096, 2 * PUSH_CHUNK * p->block_size)) {
+		p->buffers = NULL;
+		return error_set(p->err, -ENOMEM, "out of memory for a push of volume %s",
+				 p->volume->name);
+	}
+	name_push(p, name);
+	p->size = p->volume->size;
+	r = net->begin(p->env->net_ctx, name, &p->done, &p->root, &p->size, p->err);
+	if (!r) {
+		r = push_begun(p, result);
+		net->end(p->env->net_ctx);
+	}
+	return r;
+}
+
 int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *volume,
 		struct push_recover *recover, bool make_version, const char *label,
 		struct push_result *result, struct error *err)
@@ -600,6 +650,7 @@ int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *v
 	struct push p = {
 		.env = env,
 		.volume = volume,
+		.recover = recover,
 		.err = err,
 		.block_size = (size_t)1 << env->block_shift,
 	};
@@ -609,28 +660,10 @@ int push_volume(const struct push_env *env, const struct dm_dedup_volume_info *v
 
 	memset(result, 0, sizeof(*result));
 	p.cut.flags = recover ? DM_DEDUP_CUT_RECOVER : 0;
-	r = cut_volume(&p);
+	r = env->cache->ops->open_slots(env->cache, &p.connection);
 	if (r)
-		return r;
-	result->cut = p.cut.cut;
-	result->root = p.parent;
-	if (!p.cut.cut)
-		return 0;
-	if (posix_memalign(&p.buffers, 4096, 2 * PUSH_CHUNK * p.block_size))
-		return error_set(err, -ENOMEM, "out of memory for a push of volume %s",
-				 volume->name);
-	r = env->cache->ops->open_slots(env->cache);
-	if (r) {
-		free(p.buffers);
 		return error_set(err, r, "cannot open the cache's slots: %s", strerror(-r));
-	}
-	name_push(&p, recover, &name);
-	p.size = volume->size;
-	r = env->net->begin(env->net_ctx, &name, &p.done, &p.root, &p.size, err);
-	if (!r) {
-		r = push_begun(&p, result);
-		env->net->end(env->net_ctx);
-	}
+	r = push_it(&p, &name, result);
 	env->cache->ops->close_slots(env->cache);
 	for (i = 0; i < p.nr_overlays; i++)
 		free(p.overlays[i].kept);

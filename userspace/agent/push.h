@@ -93,6 +93,10 @@ struct push_recover {
 	const char *new_image; /* NULL: to @image under the lease @epoch */
 	struct uuid image;     /* set by the push that makes it */
 	uint64_t epoch;
+	/* Takes a lease on @image, which was just made, and sets @epoch. Before the volume's record names
+	 * the new root: from then on that is the base of what is not recovered yet. */
+	int (*lease)(struct push_recover *to, struct error *err);
+	void *ctx;
 };
 
 /* @volume: its record. @recover: see there, or NULL. @make_version, @label: of the version that the push makes. */

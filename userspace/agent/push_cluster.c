@@ -51,6 +51,8 @@ static int begin(void *ctx, const struct push_name *name, bool *done, struct fp 
 	} else {
 		msg.image = bytes(name->image, sizeof(name->image));
 		msg.lease_epoch = name->lease_epoch;
+		if (!uuid_is_null(&s->cache))
+			msg.cache = bytes(s->cache.b, sizeof(s->cache.b));
 		msg.cut = name->cut;
 		msg.parent_root = bytes(name->parent.b, sizeof(name->parent.b));
 	}

@@ -3,13 +3,14 @@
 #ifndef VMDEDUP_AGENT_PUSH_CLUSTER_H
 #define VMDEDUP_AGENT_PUSH_CLUSTER_H
 
-#include "agent/network.h"
+#include "agent/node_source.h"
 #include "agent/push.h"
 #include "lib/cluster.h"
 
 struct pusher_task;
 struct push_cluster {
-	struct cluster *cluster;   /* set by the owner before a push */
+	struct cluster *cluster;   /* set by the owner before a push, */
+	struct uuid cache;	   /* as is whose cuts it pushes; null: not known */
 	struct cluster_push *push; /* NULL when the meta server had committed the cut */
 	struct node_source source;
 	struct push_net net;

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "agent/pusher_impl.h"
+#include "agent/readers.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -78,46 +79,26 @@ void pusher_holder(struct pusher *p, struct uuid *cache)
 	pthread_mutex_unlock(&p->lock);
 }
 
-/* By the first of its number, image and name that there is. */
-static int find_volume(struct pusher *p, uint64_t volume, const struct uuid *image,
-		       const char *name, struct dm_dedup_volume_info *found, struct error *err)
-{
-	CLEANUP_FREE struct dm_dedup_volume_info *infos = NULL;
-	size_t i, count;
-	int r;
-
-	r = cache_volumes(p->params.cache, &infos, &count);
-	if (r)
-		return error_set(err, r, "cannot list the volumes of the cache: %s",
-				 r == -ENODEV ? "it is not connected" : strerror(-r));
-	for (i = 0; i < count; i++) {
-		if (volume ? infos[i].volume == volume :
-		    image  ? !memcmp(infos[i].image, image->b, sizeof(image->b)) :
-			     !strcmp(infos[i].name, name)) {
-			*found = infos[i];
-			return 0;
-		}
-	}
-	return error_set(err, -ENOENT, "there is no volume of image %s on this host", name);
-}
-
 int pusher_find_image(struct pusher *p, const struct uuid *image, const char *name,
 		      struct dm_dedup_volume_info *found, struct error *err)
 {
-	return find_volume(p, 0, image, name, found, err);
+	return cache_find_volume(p->params.cache, 0, image, name, found, err);
 }
 
-int pusher_find_volume(struct pusher *p, const struct pusher_task *task,
+int pusher_find_volume(struct pusher *p, struct pusher_task *task,
 		       struct dm_dedup_volume_info *found, struct error *err)
 {
 	struct uuid uuid;
+	int r;
 
 	/* The cache may answer before the loop has been told which one it is. */
 	pusher_holder(p, &uuid);
 	if (uuid_is_null(&uuid))
 		return error_set(err, -ENODEV, "the cache is not connected yet");
-	return find_volume(p, task->volume, uuid_from_text(&uuid, task->name) ? NULL : &uuid,
-			   task->name, found, err);
+	r = cache_find_volume(p->params.cache, task->volume, NULL, task->name, found, err);
+	if (!r)
+		memcpy(task->image.b, found->image, sizeof(task->image.b));
+	return r;
 }
 
 /* Only the meta server's word on the lease itself stops a volume. */
@@ -147,6 +128,7 @@ int pusher_need_cluster(struct pusher *p, struct error *err)
 	const struct pusher_params *m = &p->params;
 	unsigned int i;
 
+	pusher_holder(p, &p->servers.cache);
 	if (!p->servers.cluster) {
 		p->servers.cluster = cluster_open(m->net, m->config, m->meta, "agent",
 						  OPEN_TIMEOUT_MS, err);
@@ -286,6 +268,27 @@ static void push_what_is_due(struct pusher *p, bool space)
 	}
 }
 
+static void end_readers(struct pusher *p)
+{
+	struct readers_env env = {
+		.loop = p->params.loop,
+		.agent = p->params.agent,
+		.cache = p->params.cache,
+		.timeout_ms = REPORT_TIMEOUT_MS,
+	};
+	struct error err = { 0 };
+	int r;
+
+	pusher_holder(p, &env.holder);
+	r = pusher_need_cluster(p, &err);
+	env.cluster = p->servers.cluster;
+	if (!r)
+		r = readers_end_gone(&env, &err);
+	p->readers = r ? READERS_LEFT : READERS_TOLD;
+	if (r)
+		log_debug("the meta server will be told later which volumes have gone: %s", err.text);
+}
+
 /* Only hints, and only while the meta server is there: pushes do not wait for it. */
 static void report_leases(struct pusher *p)
 {
@@ -300,6 +303,10 @@ static void report_leases(struct pusher *p)
 	    cache_volumes(p->params.cache, &infos, &count))
 		return;
 	p->report.tried_ns = now;
+	if (!count && !p->servers.cluster && p->readers != READERS_LEFT)
+		return;
+	if (p->readers != READERS_TOLD)
+		end_readers(p);
 	if (count && !pusher_need_cluster(p, &err))
 		lease_report_send(&p->report, p->servers.cluster, &cache, infos, count, now,
 				  REPORT_TIMEOUT_MS);
@@ -358,6 +365,9 @@ static void *pusher_thread(void *arg)
 		if (p->stop || p->first)
 			continue;
 		pthread_mutex_unlock(&p->lock);
+		/* Behind all that is asked for: nobody waits for this. */
+		if (p->readers == READERS_GONE)
+			end_readers(p);
 		report_leases(p);
 		pthread_mutex_lock(&p->lock);
 	}

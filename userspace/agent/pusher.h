@@ -45,6 +45,8 @@ struct pusher_task {
 	const void *hot;
 	size_t hot_len;
 	uint64_t lease_epoch; /* answer: of the other's lease */
+	struct uuid image;	       /* answer: of the volume that was found; null: none */
+	uint64_t release_ms, lease_ms; /* answer: what took how long */
 	struct push_result result;
 	uint64_t milliseconds;
 	struct error err; /* code 0: done */

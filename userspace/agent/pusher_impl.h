@@ -20,9 +20,15 @@ struct pusher {
 	struct push_env env;
 	struct push_cluster servers;
 	/* Ephemeral volumes that their CLOSE has discarded: a detach may come after it. */
-	char discarded[MAX_DISCARDED][DM_DEDUP_NAME_SIZE];
+	struct {
+		struct uuid image; /* null: none */
+		char name[DM_DEDUP_NAME_SIZE];
+	} discarded[MAX_DISCARDED];
 	unsigned int next_discarded;
 	struct lease_report report;
+	/* readers.h: at its start nobody knows whether an earlier agent has left some, and a host without
+	 * volumes does not call the meta server for that alone. */
+	enum { READERS_UNKNOWN, READERS_GONE, READERS_LEFT, READERS_TOLD } readers;
 
 	pthread_mutex_t lock; /* guards all below */
 	pthread_cond_t some;
@@ -39,9 +45,10 @@ struct pusher {
 
 /* ---- pusher.c ---- */
 void pusher_holder(struct pusher *p, struct uuid *cache); /* which holds the leases; null: none yet */
-/* By task->volume, else by task->name: the name that the volume was opened by, or its image's UUID.
+/* By task->volume, else by task->name: the name that the volume was opened by, or its image's UUID. Sets
+ * task->image.
  * -ENOENT says nothing of an image that has got another name since. */
-int pusher_find_volume(struct pusher *p, const struct pusher_task *task,
+int pusher_find_volume(struct pusher *p, struct pusher_task *task,
 		       struct dm_dedup_volume_info *found, struct error *err);
 /* Of this very image, whatever the volume is called. @name: for people. -ENOENT: it has none. */
 int pusher_find_image(struct pusher *p, const struct uuid *image, const char *name,

@@ -85,27 +85,37 @@ static int release_volume(struct pusher *p, const struct dm_dedup_volume_info *v
 static int task_discard(struct pusher *p, struct pusher_task *task)
 {
 	struct dm_dedup_volume_info v;
+	size_t i;
 	int r;
 
 	r = pusher_find_volume(p, task, &v, &task->err);
 	if (r || !(v.flags & DM_DEDUP_VOL_EPHEMERAL) || v.flags & DM_DEDUP_VOL_OPEN)
 		return r;
 	r = release_volume(p, &v, true, &task->err);
-	if (!r)
-		memcpy(p->discarded[p->next_discarded++ % MAX_DISCARDED], v.name, sizeof(v.name));
+	if (!r) {
+		p->readers = READERS_GONE;
+		i = p->next_discarded++ % MAX_DISCARDED;
+		p->discarded[i].image = task->image;
+		memcpy(p->discarded[i].name, v.name, sizeof(v.name));
+	}
 	return r;
 }
 
-/* True once for each. */
-static bool was_discarded(struct pusher *p, const char *name)
+/* @volume: the image's UUID, or the name that it was opened by. True once for each. */
+static bool was_discarded(struct pusher *p, const char *volume)
 {
+	struct uuid image;
+	bool by_uuid = !uuid_from_text(&image, volume);
 	size_t i;
 
-	for (i = 0; i < MAX_DISCARDED; i++)
-		if (!strcmp(p->discarded[i], name)) {
-			p->discarded[i][0] = 0;
-			return true;
-		}
+	for (i = 0; i < MAX_DISCARDED; i++) {
+		if (uuid_is_null(&p->discarded[i].image) ||
+		    (by_uuid ? !uuid_equal(&p->discarded[i].image, &image) :
+			       strcmp(p->discarded[i].name, volume)))
+			continue;
+		memset(&p->discarded[i], 0, sizeof(p->discarded[i]));
+		return true;
+	}
 	return false;
 }
 
@@ -159,8 +169,7 @@ static int find_by_lease(struct pusher *p, struct pusher_task *task, struct dm_d
 		return -ENOENT;
 	task->err.code = 0;
 	r = pusher_find_image(p, &left->image, task->name, v, &task->err);
-	if (!r)
-		memcpy(task->name, v->name, sizeof(task->name)); /* by which the agent forgets it */
+	task->image = left->image;
 	if (r != -ENOENT)
 		return r;
 	if (o.is)
@@ -217,6 +226,8 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 	}
 	/* First the cache gives the grant up durably, then the meta server may give it away. */
 	r = release_volume(p, &v, discard, &task->err);
+	if (!r && !leased)
+		p->readers = READERS_GONE;
 	if (r || !leased)
 		return r;
 	memcpy(image.b, v.image, sizeof(image.b));
@@ -255,6 +266,7 @@ static int task_detach(struct pusher *p, struct pusher_task *task)
 static int handover_lease(struct pusher *p, struct pusher_task *task, const struct uuid *image,
 			  uint64_t epoch)
 {
+	uint64_t start = clock_mono_ns();
 	struct uuid cache;
 	int r;
 
@@ -262,6 +274,7 @@ static int handover_lease(struct pusher *p, struct pusher_task *task, const stru
 	task->lease_epoch = epoch;
 	r = push_cluster_handover(&p->servers, image, &cache, task, &task->lease_epoch,
 				  META_TIMEOUT_MS, &task->err);
+	task->lease_ms = (clock_mono_ns() - start) / 1000000;
 	return r ? error_prefix(&task->err, "the volume is given up here, and its lease not handed over "
 				"yet (the same command again does it)"), r : 0;
 }
@@ -271,6 +284,7 @@ static int task_handover(struct pusher *p, struct pusher_task *task)
 	struct dm_dedup_volume_info v;
 	struct left left;
 	struct uuid image;
+	uint64_t start;
 	int r;
 
 	r = pusher_find_volume(p, task, &v, &task->err);
@@ -294,30 +308,39 @@ static int task_handover(struct pusher *p, struct pusher_task *task)
 	r = pusher_need_cluster(p, &task->err);
 	if (!r && policy_is_unpushed(&v))
 		r = push_to_the_end(p, task, &v);
+	start = clock_mono_ns();
 	if (!r)
 		r = release_volume(p, &v, false, &task->err);
+	task->release_ms = (clock_mono_ns() - start) / 1000000;
 	memcpy(image.b, v.image, sizeof(image.b));
 	return r ?: handover_lease(p, task, &image, v.lease_epoch);
 }
 
 /* ---- recover ---- */
 
-/* What lies above the first cut follows, under a lease on the new image that ends at once. */
-static int recover_the_rest(struct pusher *p, struct pusher_task *task,
-			    const struct dm_dedup_volume_info *v, struct push_recover *to)
+/* Nobody removes the new image before it has all: from the cache's COMMIT on the rest stands on it. */
+static int lease_recovered(struct push_recover *to, struct error *err)
 {
 	struct agent_lease lease = { .image = to->image };
-	struct push_result rest;
+	struct pusher *p = to->ctx;
 	struct uuid cache;
 	int r;
 
 	pusher_holder(p, &cache);
-	r = network_take_lease(p->servers.cluster, &cache, p->params.host, &lease, META_TIMEOUT_MS,
-			       &task->err);
-	if (r)
-		return r;
-	to->new_image = NULL;
+	r = network_take_lease(p->servers.cluster, &cache, p->params.host, &lease, META_TIMEOUT_MS, err);
 	to->epoch = lease.epoch;
+	return r;
+}
+
+/* What lies above the first cut follows, under the lease on the new image, which ends then. */
+static int recover_the_rest(struct pusher *p, struct pusher_task *task,
+			    const struct dm_dedup_volume_info *v, struct push_recover *to)
+{
+	struct push_result rest;
+	struct uuid cache;
+	int r;
+
+	to->new_image = NULL;
 	r = push_volume(&p->env, v, to, false, NULL, &rest, &task->err);
 	if (!r && rest.cut) {
 		task->result.root = rest.root;
@@ -325,6 +348,7 @@ static int recover_the_rest(struct pusher *p, struct pusher_task *task,
 		task->result.new_blocks += rest.new_blocks;
 		task->result.bytes_sent += rest.bytes_sent;
 	}
+	pusher_holder(p, &cache);
 	return r ?: push_cluster_release(&p->servers, &to->image, &cache, to->epoch,
 					 META_TIMEOUT_MS, &task->err);
 }
@@ -333,7 +357,7 @@ static int recover_the_rest(struct pusher *p, struct pusher_task *task,
  * on, which its broken lease keeps; then the volume and that lease are given up. */
 static int task_recover(struct pusher *p, struct pusher_task *task)
 {
-	struct push_recover to = { .new_image = task->new_image };
+	struct push_recover to = { .new_image = task->new_image, .lease = lease_recovered, .ctx = p };
 	struct dm_dedup_volume_info v;
 	struct uuid image, cache;
 	int r;
@@ -350,14 +374,14 @@ static int task_recover(struct pusher *p, struct pusher_task *task)
 	r = push_volume(&p->env, &v, &to, false, NULL, &task->result, &task->err);
 	if (r == -EEXIST)
 		return error_set(&task->err, r, "there is an image %.100s already: give another name, or "
-				 "none. If an earlier `volume recover` made it and did not end, remove it "
-				 "when this one has ended: the new image will have all of it", to.new_image);
+				 "none. If an earlier `volume recover` made it and did not end: the new "
+				 "image will have all of it; then `vmdedup volume detach %.100s` and "
+				 "`vmdedup image rm` remove the earlier one", to.new_image, to.new_image);
 	if (r)
 		return r;
 	if (!task->result.cut)
 		return error_set(&task->err, -ENODATA, "volume %s holds nothing that was not pushed: "
 				 "`vmdedup volume detach %s --discard` gives it up", v.name, v.name);
-	to.image = task->result.image;
 	r = recover_the_rest(p, task, &v, &to) ?: release_volume(p, &v, true, &task->err);
 	if (r)
 		return r;
@@ -369,28 +393,16 @@ static int task_recover(struct pusher *p, struct pusher_task *task)
 
 void pusher_run_task(struct pusher *p, struct pusher_task *task)
 {
+	static int (*const run[])(struct pusher *p, struct pusher_task *task) = {
+		[TASK_PUSH] = task_push,
+		[TASK_DETACH] = task_detach,
+		[TASK_DISCARD] = task_discard,
+		[TASK_RECOVER] = task_recover,
+		[TASK_HANDOVER] = task_handover,
+	};
 	uint64_t start = clock_mono_ns();
-	int r;
+	int r = run[task->kind](p, task);
 
-	switch (task->kind) {
-	case TASK_PUSH:
-		r = task_push(p, task);
-		break;
-	case TASK_DETACH:
-		r = task_detach(p, task);
-		break;
-	case TASK_DISCARD:
-		r = task_discard(p, task);
-		break;
-	case TASK_RECOVER:
-		r = task_recover(p, task);
-		break;
-	case TASK_HANDOVER:
-		r = task_handover(p, task);
-		break;
-	default:
-		r = -EINVAL;
-	}
 	if (r && !task->err.code)
 		error_set(&task->err, r, "%s", strerror(-r));
 	task->milliseconds = (clock_mono_ns() - start) / 1000000;

@@ -11,20 +11,24 @@
 #define HEDGE_MIN_NS	 (50 * MSEC)	/* later than this, or four times the peer's own pace */
 #define HEDGE_EACH	 20		/* one in so many */
 #define ON_WAY_FIRST_NS	 (4 * MSEC)
-#define ON_WAY_LAST_NS	 (256 * MSEC)
+#define ON_WAY_EARLY_NS	 (64 * MSEC)
+#define ON_WAY_LAST_NS	 (32 * MSEC)
 #define ON_WAY_MAX_NS	 (15000 * MSEC)
+#define WAIT_MIN_NS	 (250 * MSEC) /* for an answer that waits for the block */
+#define WAIT_MAX_NS	 (1000 * MSEC) /* below LINK_QUIET_MS */
 #define SILENT_FIRST_NS	 (500 * MSEC)
 #define SILENT_LAST_NS	 (60000 * MSEC)
 #define DATA_LATE_NS	 (500 * MSEC)	/* beside a silent data server any peer is asked */
 #define MAX_TO_ASK	 4
+#define RACK_WEIGHT	 8 /* so much likelier is one in this host's rack, as loaded and as fast */
 
 struct get {
 	uint64_t id;
 	struct fp fp;
 	void *arg;
-	uint64_t due_ns;	  /* when something is to be done unless an answer comes */
-	uint64_t on_way_until_ns; /* 0: nobody has said so yet */
-	uint64_t on_way_delay_ns;
+	uint64_t due_ns;	  /* when something is to be done unless an answer comes; 0: never */
+	size_t place;		  /* in the heap of those that are due, from 1 */
+	uint64_t on_way_until_ns; /* 0: nobody was named, or has said so, yet */
 	uint64_t asked_ns;	  /* the peer */
 	uint64_t data_asked_ns;
 	uint8_t to_ask[MAX_TO_ASK], nr_to_ask;
@@ -50,10 +54,13 @@ struct sources {
 	bool has_self;
 	struct peer_address self;
 	struct source_peer peers[SOURCES_MAX_PEERS];
+	uint32_t hashes[SOURCES_MAX_PEERS]; /* of their endpoints: all of a search but its end */
 	uint64_t next_id;
 	LIST_HEAD(, get) ids[BUCKETS];
 	struct get_list gets;
-	uint64_t wake_ns; /* no get is due before; UINT64_MAX: none is */
+	struct get **due; /* a heap of those with a due_ns, the first at 1; room for all gets */
+	size_t nr_due, due_room, nr_gets;
+	uint64_t on_way_ns; /* what a block that was on its way takes, moving average */
 	struct get_list fresh; /* their first step is still to come */
 	struct sources_stats stats;
 };
@@ -68,7 +75,6 @@ struct sources *sources_new(const struct source_ops *ops, void *ctx, struct filt
 	s->ctx = ctx;
 	s->filters = filters;
 	s->next_id = 1;
-	s->wake_ns = UINT64_MAX;
 	TAILQ_INIT(&s->gets);
 	TAILQ_INIT(&s->fresh);
 	return s;
@@ -81,6 +87,7 @@ void sources_cancel(struct sources *s)
 
 	TAILQ_CONCAT(&all, &s->gets, link);
 	TAILQ_CONCAT(&all, &s->fresh, link);
+	s->nr_due = s->nr_gets = 0;
 	while ((g = TAILQ_FIRST(&all))) {
 		TAILQ_REMOVE(&all, g, link);
 		LIST_REMOVE(g, by_id);
@@ -94,6 +101,7 @@ void sources_free(struct sources *s)
 	if (!s)
 		return;
 	sources_cancel(s);
+	free(s->due);
 	free(s);
 }
 
@@ -110,13 +118,26 @@ void sources_set_self(struct sources *s, const struct peer_address *self)
 	s->has_self = true;
 }
 
-static int peer_find(struct sources *s, const struct peer_address *a)
+uint64_t sources_peers_at(struct sources *s, const char *endpoint)
 {
-	int i;
+	uint32_t hash = text_hash(endpoint);
+	uint64_t set = 0;
+	unsigned int i;
 
 	for (i = 0; i < SOURCES_MAX_PEERS; i++)
-		if (s->peers[i].state != PEER_NONE && peer_address_equal(&s->peers[i].address, a))
-			return i;
+		if (s->hashes[i] == hash && s->peers[i].state != PEER_NONE &&
+		    !strcmp(s->peers[i].address.endpoint, endpoint))
+			set |= 1ULL << i;
+	return set;
+}
+
+static int peer_find(struct sources *s, const struct peer_address *a)
+{
+	uint64_t set = sources_peers_at(s, a->endpoint);
+
+	for (; set; set &= set - 1)
+		if (peer_address_equal(&s->peers[__builtin_ctzll(set)].address, a))
+			return __builtin_ctzll(set);
 	return -ENOENT;
 }
 
@@ -145,8 +166,11 @@ int sources_peer(struct sources *s, const struct peer_address *a)
 
 	if (s->has_self && !strcmp(a->endpoint, s->self.endpoint))
 		return -ENOSPC;
-	if (i >= 0)
+	if (i >= 0) {
+		if (a->rack)
+			s->peers[i].address.rack = a->rack;
 		return i;
+	}
 	i = peer_place(s);
 	if (i < 0)
 		return i;
@@ -157,6 +181,7 @@ int sources_peer(struct sources *s, const struct peer_address *a)
 	memset(&s->peers[i], 0, sizeof(s->peers[i]));
 	s->peers[i].state = PEER_NEW;
 	s->peers[i].address = *a;
+	s->hashes[i] = text_hash(a->endpoint);
 	s->peers[i].used_ns = now_of(s);
 	return i;
 }
@@ -215,34 +240,30 @@ static bool may_ask(struct sources *s, const struct get *g, unsigned int peer)
 	return is_there(s, g, peer) && s->peers[peer].asking < PEER_MAX_BLOCKS;
 }
 
-/* The less it has to do and the faster it was, the likelier. */
-static uint64_t weight(const struct source_peer *p)
+/* The less it has to do, the faster it was and the nearer it is, the likelier. */
+static uint64_t weight(const struct sources *s, unsigned int peer)
 {
-	uint64_t us = p->latency_ns / 1000;
+	const struct source_peer *p = &s->peers[peer];
+	uint64_t us = p->latency_ns / 1000, w = (1ULL << 32) / ((p->asking + 1) * (us + 1000)) + 1;
 
-	return (1ULL << 32) / ((p->asking + 1) * (us + 1000));
+	return s->self.rack && p->address.rack == s->self.rack ? RACK_WEIGHT * w : w;
 }
 
-/* Up to @max of the peers in @set, at random weighted by load. */
+/* Up to @max of the peers in @set, at random weighted. */
 static void choose(struct sources *s, struct get *g, uint64_t set, unsigned int max)
 {
-	uint64_t total, at;
-	unsigned int i;
+	uint64_t total, at, rest;
+	unsigned int i = 0;
 
-	while (g->nr_to_ask < max) {
-		total = 0;
-		for (i = 0; i < SOURCES_MAX_PEERS; i++)
-			if (set >> i & 1)
-				total += weight(&s->peers[i]) + 1;
-		if (!total)
-			return;
+	while (set && g->nr_to_ask < max) {
+		for (total = 0, rest = set; rest; rest &= rest - 1)
+			total += weight(s, (unsigned int)__builtin_ctzll(rest));
 		at = s->ops->random(s->ctx) % total;
-		for (i = 0; i < SOURCES_MAX_PEERS; i++) {
-			if (!(set >> i & 1))
-				continue;
-			if (at <= weight(&s->peers[i]))
+		for (rest = set; rest; rest &= rest - 1) {
+			i = (unsigned int)__builtin_ctzll(rest);
+			if (at < weight(s, i))
 				break;
-			at -= weight(&s->peers[i]) + 1;
+			at -= weight(s, i);
 		}
 		g->to_ask[g->nr_to_ask++] = (uint8_t)i;
 		set &= ~(1ULL << i);
@@ -279,11 +300,44 @@ static void choose_any(struct sources *s, struct get *g)
 
 /* ---- one get ---- */
 
+static void heap_put(struct sources *s, size_t place, struct get *g)
+{
+	s->due[place] = g;
+	g->place = place;
+}
+
+/* To where it belongs from @place, which is free. */
+static void heap_settle(struct sources *s, size_t place, struct get *g)
+{
+	size_t child;
+
+	for (; place > 1 && s->due[place / 2]->due_ns > g->due_ns; place /= 2)
+		heap_put(s, place, s->due[place / 2]);
+	for (; (child = 2 * place) <= s->nr_due; place = child) {
+		if (child < s->nr_due && s->due[child + 1]->due_ns < s->due[child]->due_ns)
+			child++;
+		if (s->due[child]->due_ns >= g->due_ns)
+			break;
+		heap_put(s, place, s->due[child]);
+	}
+	heap_put(s, place, g);
+}
+
 static void set_due(struct sources *s, struct get *g, uint64_t at_ns)
 {
+	bool was = g->due_ns;
+	struct get *last;
+
+	if (at_ns == g->due_ns)
+		return;
 	g->due_ns = at_ns;
-	if (at_ns)
-		s->wake_ns = MIN(s->wake_ns, at_ns);
+	if (at_ns) {
+		heap_settle(s, was ? g->place : ++s->nr_due, g);
+		return;
+	}
+	last = s->due[s->nr_due--];
+	if (last != g)
+		heap_settle(s, g->place, last);
 }
 
 static struct get *get_find(struct sources *s, uint64_t id)
@@ -299,8 +353,10 @@ static struct get *get_find(struct sources *s, uint64_t id)
 static void get_end(struct sources *s, struct get *g, int r, enum source_kind from,
 		    const void *data, size_t len)
 {
+	set_due(s, g, 0);
 	LIST_REMOVE(g, by_id);
 	TAILQ_REMOVE(&s->gets, g, link);
+	s->nr_gets--;
 	if (!r) {
 		s->stats.gets++;
 		if (from == SOURCE_PEER)
@@ -310,6 +366,16 @@ static void get_end(struct sources *s, struct get *g, int r, enum source_kind fr
 	}
 	s->ops->done(s->ctx, g->arg, r, from, data, len);
 	free(g);
+}
+
+/* The peer was named, most likely because the block is on its way there: it answers when it has come,
+ * or after twice what that takes usually. Then the others are asked: not sooner, for they have the block
+ * already, are nearer to where it comes from, and upload to those that were sent to them. */
+static unsigned int may_wait_ms(const struct sources *s, const struct get *g)
+{
+	uint64_t ns = MIN(MAX(2 * s->on_way_ns, WAIT_MIN_NS), WAIT_MAX_NS);
+
+	return g->redirected ? (unsigned int)(ns / MSEC) : 0;
 }
 
 static void get_ask_peer(struct sources *s, struct get *g, unsigned int peer)
@@ -327,7 +393,9 @@ static void get_ask_peer(struct sources *s, struct get *g, unsigned int peer)
 	p->asked++;
 	p->filter_yes += g->by_filter;
 	p->used_ns = now;
-	s->ops->ask_peer(s->ctx, peer, g->id, &g->fp);
+	if (g->redirected && !g->on_way_until_ns)
+		g->on_way_until_ns = now + ON_WAY_MAX_NS;
+	s->ops->ask_peer(s->ctx, peer, g->id, &g->fp, may_wait_ms(s, g));
 }
 
 static void get_ask_data(struct sources *s, struct get *g, bool serve)
@@ -339,8 +407,19 @@ static void get_ask_data(struct sources *s, struct get *g, bool serve)
 	s->ops->ask_data(s->ctx, g->id, &g->fp, serve);
 }
 
+/* When those that have it on their way are asked again: first when half of what it took lately is
+ * over, then each time after a quarter of what it has taken, and 32 ms at most: each host of a tree is
+ * late by no more than that. */
+static uint64_t on_way_delay(const struct sources *s, const struct get *g, uint64_t now)
+{
+	uint64_t waited = now + ON_WAY_MAX_NS - g->on_way_until_ns;
 
-/* Those that had it on its way are asked again in a while: true when there is such a while left. */
+	if (waited < ON_WAY_FIRST_NS)
+		return MAX(ON_WAY_FIRST_NS, MIN(s->on_way_ns / 2, ON_WAY_EARLY_NS));
+	return MAX(ON_WAY_FIRST_NS, MIN(waited / 4, ON_WAY_LAST_NS));
+}
+
+/* True when there is a while left to ask them in. */
 static bool wait_for_on_way(struct sources *s, struct get *g)
 {
 	uint64_t now = now_of(s);
@@ -349,24 +428,49 @@ static bool wait_for_on_way(struct sources *s, struct get *g)
 		g->nr_on_way = 0;
 		return false;
 	}
+	/* Its answer may have waited for so long already. */
 	if (!g->due_ns)
-		set_due(s, g, now + g->on_way_delay_ns);
+		set_due(s, g, MAX(now + MSEC, g->asked_ns + on_way_delay(s, g, now)));
 	return true;
 }
 
+/* It is asked again before the others: they were named for when it fails, and upload to others now. Not
+ * when this takes twice as long as usual: it may be slow, and is the last of them then. */
 static void note_on_way(struct sources *s, struct get *g, unsigned int peer)
 {
-	unsigned int i;
+	uint64_t now = now_of(s), waited;
+	unsigned int i, at;
 
-	if (!g->on_way_until_ns) {
-		g->on_way_until_ns = now_of(s) + ON_WAY_MAX_NS;
-		g->on_way_delay_ns = ON_WAY_FIRST_NS;
-	}
+	if (!g->on_way_until_ns)
+		g->on_way_until_ns = now + ON_WAY_MAX_NS;
+	waited = now + ON_WAY_MAX_NS - g->on_way_until_ns;
 	for (i = 0; i < g->nr_on_way; i++)
 		if (g->on_way[i] == peer)
 			return;
-	if (g->nr_on_way < MAX_TO_ASK)
-		g->on_way[g->nr_on_way++] = (uint8_t)peer;
+	if (g->nr_on_way == MAX_TO_ASK)
+		return;
+	at = waited > MAX(2 * s->on_way_ns, ON_WAY_EARLY_NS) ? g->nr_on_way : 0;
+	memmove(g->on_way + at + 1, g->on_way + at, g->nr_on_way - at);
+	g->on_way[at] = (uint8_t)peer;
+	g->nr_on_way++;
+}
+
+/* The other names, of whom one has the block on its way: they are asked in turn. */
+static void ask_later(struct get *g)
+{
+	unsigned int i;
+
+	for (i = 0; i < g->nr_to_ask && g->nr_on_way < MAX_TO_ASK; i++)
+		g->on_way[g->nr_on_way++] = g->to_ask[i];
+	g->nr_to_ask = 0;
+}
+
+static void ask_next_on_way(struct get *g)
+{
+	g->to_ask[0] = g->on_way[0];
+	g->nr_to_ask = 1;
+	g->nr_on_way--;
+	memmove(g->on_way, g->on_way + 1, g->nr_on_way);
 }
 
 /* One that was named, and that is asked for as much as may be already, is waited for like one that
@@ -394,7 +498,7 @@ static void get_step(struct sources *s, struct get *g)
 		return;
 	set_due(s, g, g->data_out ? g->data_asked_ns + DATA_LATE_NS : 0);
 	if (g->data_out && (g->any_peer || now_of(s) >= g->due_ns))
-		g->due_ns = 0;
+		set_due(s, g, 0);
 	if (next_to_ask(s, g, &peer)) {
 		get_ask_peer(s, g, peer);
 		return;
@@ -416,15 +520,33 @@ static void get_step(struct sources *s, struct get *g)
 	if (!g->data_out)
 		get_end(s, g, g->error ? g->error : -ENOENT, SOURCE_DATA, NULL, 0);
 	else if (g->any_peer)
-		g->due_ns = 0;
+		set_due(s, g, 0);
+}
+
+static int make_room(struct sources *s)
+{
+	size_t room = s->due_room ? 2 * s->due_room : 64;
+	struct get **due;
+
+	if (s->nr_gets + 1 < s->due_room)
+		return 0;
+	due = realloc(s->due, room * sizeof(struct get *));
+	if (!due)
+		return -ENOMEM;
+	s->due = due;
+	s->due_room = room;
+	return 0;
 }
 
 int sources_get(struct sources *s, const struct fp *fp, void *arg)
 {
 	struct get *g = calloc(1, sizeof(*g));
 
-	if (!g)
+	if (!g || make_room(s)) {
+		free(g);
 		return -ENOMEM;
+	}
+	s->nr_gets++;
 	g->id = s->next_id++;
 	g->fp = *fp;
 	g->arg = arg;
@@ -468,13 +590,16 @@ static void take_named(struct sources *s, struct get *g, const struct peer_addre
 	}
 }
 
-static void peer_served(struct sources *s, struct source_peer *p, uint64_t asked_ns, size_t len)
+static void peer_served(struct sources *s, struct source_peer *p, const struct get *g, size_t len)
 {
-	uint64_t took = now_of(s) - asked_ns;
+	uint64_t took = now_of(s) - g->asked_ns;
 
 	p->served++;
 	p->bytes += len;
-	p->latency_ns = p->latency_ns ? (7 * p->latency_ns + took) / 8 : took;
+	if (!g->redirected) /* else it may have waited for the block */
+		p->latency_ns = p->latency_ns ? (7 * p->latency_ns + took) / 8 : took;
+	if (g->on_way_until_ns)
+		s->on_way_ns = (7 * s->on_way_ns + now_of(s) + ON_WAY_MAX_NS - g->on_way_until_ns) / 8;
 }
 
 static bool is_answer(int r)
@@ -524,7 +649,7 @@ void sources_peer_answer(struct sources *s, unsigned int peer, uint64_t id, int 
 	p->filter_false += g->by_filter && r == -ENOENT;
 	g->peer = -1;
 	if (!r) {
-		peer_served(s, p, g->asked_ns, len);
+		peer_served(s, p, g, len);
 		get_end(s, g, 0, SOURCE_PEER, data, len);
 		return;
 	}
@@ -535,6 +660,8 @@ void sources_peer_answer(struct sources *s, unsigned int peer, uint64_t id, int 
 		note_on_way(s, g, peer);
 	else
 		g->tried |= 1ULL << peer;
+	if (r == -EINPROGRESS && g->redirected)
+		ask_later(g);
 	if (r == -EREMOTE)
 		take_named(s, g, named, nr_named);
 	get_step(s, g);
@@ -579,7 +706,7 @@ static bool may_hedge(const struct sources *s)
 
 static void get_due(struct sources *s, struct get *g, uint64_t now)
 {
-	g->due_ns = 0;
+	set_due(s, g, 0);
 	if (g->peer >= 0) {
 		/* Late. Without a hedge its answer, or the lack of one, is waited for; of a block that
 		 * all want, too: the server would feel each of them. */
@@ -591,37 +718,25 @@ static void get_due(struct sources *s, struct get *g, uint64_t now)
 		}
 		return;
 	}
-	if (g->nr_on_way && now < g->on_way_until_ns) {
-		/* Slowly: each host of a tree is late by so much of what the one before it is. */
-		memcpy(g->to_ask, g->on_way, g->nr_on_way);
-		g->nr_to_ask = g->nr_on_way;
-		g->nr_on_way = 0;
-		g->on_way_delay_ns = MIN(g->on_way_delay_ns * 5 / 4, ON_WAY_LAST_NS);
-	}
+	if (g->nr_on_way && now < g->on_way_until_ns)
+		ask_next_on_way(g);
 	get_step(s, g);
 }
 
 void sources_tick(struct sources *s)
 {
 	uint64_t now = now_of(s);
-	struct get *g, *next;
 
 	start_fresh(s);
-	if (now < s->wake_ns)
-		return;
-	s->wake_ns = UINT64_MAX;
-	for (g = TAILQ_FIRST(&s->gets); g; g = next) {
-		next = TAILQ_NEXT(g, link);
-		if (g->due_ns && g->due_ns <= now)
-			get_due(s, g, now);
-		else
-			set_due(s, g, g->due_ns);
-	}
+	while (s->nr_due && s->due[1]->due_ns <= now)
+		get_due(s, s->due[1], now);
 }
 
 uint64_t sources_next_ns(struct sources *s)
 {
-	return TAILQ_EMPTY(&s->fresh) ? s->wake_ns : 0;
+	if (!TAILQ_EMPTY(&s->fresh))
+		return 0;
+	return s->nr_due ? s->due[1]->due_ns : UINT64_MAX;
 }
 
 void sources_stats(const struct sources *s, struct sources_stats *stats)

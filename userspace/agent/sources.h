@@ -4,11 +4,13 @@
  * nor threads, and is driven through a table of operations like the agent's core.
  *
  * A block is asked of at most three peers whose filters say yes, one after the other, chosen at
- * random weighted by load, else of its data server. When a peer is late and not more than
+ * random weighted by load, those of this host's rack before others that are no faster, else of its data
+ * server. When a peer is late and not more than
  * one request in twenty was hedged, the data server is asked beside it. A data server (or a busy
  * peer) may answer with the names of peers that asked before; these are asked first then, and the
  * data server again when they fail. A peer that has the block on its way says so, and is asked
- * again a little later, for a bounded time. When data servers do not answer, any peer will do.
+ * again a little later, for a bounded time; one that was named is asked to wait with its answer until
+ * the block has come there. When data servers do not answer, any peer will do.
  *
  * A peer that sends what does not match the fingerprint is a liar: never asked again. One that does
  * not answer is left alone for a while, longer each time. What any of them does costs time only: the
@@ -37,8 +39,10 @@ enum source_kind { SOURCE_DATA, SOURCE_PEER };
 struct source_ops {
 	uint64_t (*now_ns)(void *ctx);
 	uint64_t (*random)(void *ctx);
-	/* Answered later, exactly once, by sources_peer_answer(). */
-	void (*ask_peer)(void *ctx, unsigned int peer, uint64_t id, const struct fp *fp);
+	/* Answered later, exactly once, by sources_peer_answer(). @wait_ms: when it is on its way there,
+	 * its answer may wait for it for so long. */
+	void (*ask_peer)(void *ctx, unsigned int peer, uint64_t id, const struct fp *fp,
+			 unsigned int wait_ms);
 	/* Answered later, once, by sources_data_answer() or sources_data_redirect(). */
 	void (*ask_data)(void *ctx, uint64_t id, const struct fp *fp, bool serve);
 	/* The get has ended. @data is verified, and good during the call. */
@@ -84,6 +88,8 @@ void sources_set_self(struct sources *s, const struct peer_address *self);
 /* The number of a peer, which is added when it is not known; the one that was used longest ago
  * gives way. -ENOSPC: all are busy, liars or this host itself. */
 int sources_peer(struct sources *s, const struct peer_address *a);
+/* Those at @endpoint, with whatever key, as bits. */
+uint64_t sources_peers_at(struct sources *s, const char *endpoint);
 /* NULL: none has that number. The caller may change ->suggested and ->reported. */
 struct source_peer *sources_peer_at(struct sources *s, unsigned int peer);
 /* An exchange that is no block (a filter, a node) went so. */

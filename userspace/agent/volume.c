@@ -6,6 +6,8 @@
 #include "agent/core_impl.h"
 #include "base/log.h"
 
+#define OPEN_SETTLES_S 60 /* the cache has a record of what was answered, or has refused it */
+
 struct volume *volume_find(struct agent *a, const struct uuid *image)
 {
 	struct volume *v;
@@ -19,6 +21,13 @@ struct volume *volume_find(struct agent *a, const struct uuid *image)
 static bool is_dirty(const struct dm_dedup_volume_info *info)
 {
 	return info->flags & DM_DEDUP_VOL_DIRTY || info->closed_cut > info->committed_cut;
+}
+
+/* Opened by a table without flags, under a lease that must still be there. */
+static bool stands_on_lease(uint32_t flags)
+{
+	return flags & DM_DEDUP_VOL_GRANTED &&
+	       !(flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL | DM_DEDUP_VOL_DIVERGED));
 }
 
 /* A volume's record as the kernel tells it. */
@@ -36,10 +45,7 @@ int volume_learn(struct agent *a, const struct dm_dedup_volume_info *info)
 		v->image = image;
 		LIST_INSERT_HEAD(&a->volumes, v, link);
 		/* It was open before this agent was there: somebody may have broken its lease. */
-		v->unconfirmed = (info->flags & DM_DEDUP_VOL_OPEN) &&
-				 (info->flags & DM_DEDUP_VOL_GRANTED) &&
-				 !(info->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL |
-						  DM_DEDUP_VOL_DIVERGED));
+		v->unconfirmed = info->flags & DM_DEDUP_VOL_OPEN && stands_on_lease(info->flags);
 		v->retry_ns = agent_now(a);
 	}
 	memcpy(v->name, info->name, sizeof(v->name));
@@ -60,21 +66,29 @@ static void volume_free(struct agent *a, struct volume *v)
 	free(v);
 }
 
-static struct volume *volume_by_name(struct agent *a, const char *name)
+/* @name may be an image's UUID. *several: that many have it, and none of them is meant. */
+static struct volume *volume_by_name(struct agent *a, const char *name, bool *several)
 {
-	struct volume *v;
+	struct volume *v, *found = NULL;
+	struct uuid image;
 
-	LIST_FOREACH(v, &a->volumes, link)
-		if (!strcmp(v->name, name))
-			return v;
-	return NULL;
+	*several = false;
+	if (!uuid_from_text(&image, name))
+		return volume_find(a, &image);
+	LIST_FOREACH(v, &a->volumes, link) {
+		if (strcmp(v->name, name))
+			continue;
+		*several = found;
+		found = v;
+	}
+	return *several ? NULL : found;
 }
 
-void agent_forget_volume(struct agent *a, const char *name)
+void agent_forget_volume(struct agent *a, const struct uuid *image)
 {
-	struct volume *v = volume_by_name(a, name);
+	struct volume *v = volume_find(a, image);
 
-	if (v && !(v->flags & DM_DEDUP_VOL_OPEN))
+	if (v && !agent_opens_image(a, image))
 		volume_free(a, v);
 }
 
@@ -94,7 +108,8 @@ bool agent_opens_image(struct agent *a, const struct uuid *image)
 		if (ask->type == DM_DEDUP_UP_OPEN &&
 		    !memcmp(ask->info.image, image->b, sizeof(image->b)))
 			return true;
-	return v && v->flags & DM_DEDUP_VOL_OPEN;
+	return v && v->open_cookie &&
+	       agent_now(a) < v->opened_ns + OPEN_SETTLES_S * NSEC_PER_SEC;
 }
 
 size_t agent_open_images(struct agent *a, struct uuid *images, size_t max)
@@ -113,64 +128,6 @@ void agent_image_reads(struct agent *a, const struct uuid *image, struct agent_r
 	struct volume *v = volume_find(a, image);
 
 	*reads = v ? v->reads : (struct agent_reads){ 0 };
-}
-
-bool agent_writes_image(struct agent *a, const struct uuid *image)
-{
-	struct volume *v;
-
-	LIST_FOREACH(v, &a->volumes, link)
-		if (uuid_equal(&v->image, image) && v->flags & DM_DEDUP_VOL_OPEN &&
-		    !(v->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL)))
-			return true;
-	return false;
-}
-
-/* ---- flags for an OPEN to come ---- */
-
-static struct prepared *prepared_find(struct agent *a, const char *name)
-{
-	size_t i;
-
-	for (i = 0; i < a->nr_prepared; i++)
-		if (!strcmp(a->prepared[i].name, name))
-			return &a->prepared[i];
-	return NULL;
-}
-
-static uint32_t prepared_flags(struct agent *a, const char *name)
-{
-	struct prepared *p = prepared_find(a, name);
-
-	return p ? p->flags : 0;
-}
-
-static void prepared_drop(struct agent *a, const char *name)
-{
-	struct prepared *p = prepared_find(a, name);
-
-	if (p)
-		*p = a->prepared[--a->nr_prepared];
-}
-
-int agent_prepare(struct agent *a, const char *name, uint32_t flags)
-{
-	struct prepared *p = prepared_find(a, name);
-
-	if (strlen(name) >= sizeof(p->name))
-		return -ENAMETOOLONG;
-	if (!flags) { /* an attach without flags takes back those of one that never came */
-		prepared_drop(a, name);
-		return 0;
-	}
-	if (!p) {
-		if (a->nr_prepared == MAX_PREPARED)
-			return -ENOSPC;
-		p = &a->prepared[a->nr_prepared++];
-		strcpy(p->name, name);
-	}
-	p->flags = flags;
-	return 0;
 }
 
 /* ---- LOOKUP and OPEN ---- */
@@ -202,6 +159,7 @@ static void ask_send(struct agent *a, struct ask *ask)
 	take.readonly = !take.confirm_only &&
 			flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL);
 	take.renew = ask->renew;
+	memcpy(take.root.b, ask->info.root, FP_SIZE);
 	a->ops->lease(a->ctx, job_start(a, &ask->job, JOB_ASK, ask), &take);
 }
 
@@ -238,10 +196,9 @@ static void ask_refuse(struct agent *a, struct ask *ask, int r)
 	ask_free(a, ask);
 }
 
-static void reply_lookup(struct agent *a, struct ask *ask, const struct uuid *image, uint64_t size,
-			 uint32_t flags)
+static void reply_lookup(struct agent *a, struct ask *ask, const struct uuid *image, uint64_t size)
 {
-	struct dm_dedup_volume_info info = { .size = size, .flags = flags };
+	struct dm_dedup_volume_info info = { .size = size };
 
 	memcpy(info.image, image->b, sizeof(info.image));
 	a->ops->reply(a->ctx, ask->cookie, 0, &info);
@@ -270,11 +227,12 @@ static void reply_open(struct agent *a, struct ask *ask, const struct fp *root, 
 		ask->info.flags |= DM_DEDUP_VOL_GRANTED;
 	if (!volume_learn(a, &ask->info)) {
 		v = volume_find(a, &image);
-		v->unconfirmed = !confirmed;
+		job_end(a, &v->confirm); /* that was about the grant before this one */
+		v->unconfirmed = !confirmed && stands_on_lease(ask->info.flags);
 		v->attempt = 0;
-		v->retry_ns = agent_now(a);
+		v->retry_ns = v->opened_ns = agent_now(a);
+		v->open_cookie = ask->cookie;
 	}
-	prepared_drop(a, ask->info.name);
 	a->ops->reply(a->ctx, ask->cookie, 0, &info);
 	ask_free(a, ask);
 	v = volume_find(a, &image);
@@ -303,19 +261,19 @@ static bool record_suffices(const struct ask *ask)
 static void ask_unreachable(struct agent *a, struct ask *ask, int r)
 {
 	struct volume *v = NULL;
+	bool several = false;
 
 	if (ask->type == DM_DEDUP_UP_OPEN && record_suffices(ask)) {
 		open_from_record(a, ask);
 		return;
 	}
 	if (ask->type == DM_DEDUP_UP_LOOKUP)
-		v = volume_by_name(a, ask->info.name);
+		v = volume_by_name(a, ask->info.name, &several);
 	if (v)
-		reply_lookup(a, ask, &v->image, v->size,
-			     v->flags & (DM_DEDUP_VOL_READONLY | DM_DEDUP_VOL_EPHEMERAL));
+		reply_lookup(a, ask, &v->image, v->size);
 	else if (agent_now(a) >= ask->until_ns)
-		ask_refuse(a, ask, -ETIMEDOUT);
-	else
+		ask_refuse(a, ask, several ? -EEXIST : -ETIMEDOUT);
+	else /* the meta server knows which image has a name; records do not */
 		ask_retry_later(a, ask);
 }
 
@@ -336,8 +294,7 @@ void agent_image_done(struct agent *a, uint64_t id, int r, const struct agent_im
 		ask->done(ask->arg, 0, image);
 		ask_free(a, ask);
 	} else {
-		reply_lookup(a, ask, &image->uuid, image->size,
-			     prepared_flags(a, ask->info.name));
+		reply_lookup(a, ask, &image->uuid, image->size);
 	}
 }
 
@@ -397,7 +354,8 @@ void agent_lease_done(struct agent *a, uint64_t id, int r, const struct agent_le
 	if (!v)
 		return;
 	meta_answered(a, r, "lease");
-	if (AGENT_IS_UNREACHABLE(r)) {
+	/* Only its word on the lease itself stops a volume: trouble of its own does not. */
+	if (r && r != -ESTALE) {
 		v->retry_ns = backoff(a, &v->attempt);
 		return;
 	}
@@ -430,8 +388,6 @@ static void ask_upcall(struct agent *a, const struct dm_dedup_upcall *up)
 	ask->cookie = up->cookie;
 	ask->info = up->info;
 	ask->info.name[sizeof(ask->info.name) - 1] = 0;
-	if (up->type == DM_DEDUP_UP_OPEN)
-		ask->info.flags |= prepared_flags(a, ask->info.name);
 	if (up->type == DM_DEDUP_UP_OPEN && must_refuse(&ask->info)) {
 		log_warn("volume %s holds unpushed data: it is not opened as ephemeral",
 			 ask->info.name);
@@ -458,6 +414,24 @@ void agent_ask_image(struct agent *a, const char *name,
 	ask_send(a, ask);
 }
 
+static void volume_not_open(struct agent *a, struct volume *v, bool was_open)
+{
+	v->flags &= ~DM_DEDUP_VOL_OPEN;
+	v->open_cookie = 0;
+	v->unconfirmed = false;
+	job_end(a, &v->confirm);
+	prefetch_ended(a, v, was_open);
+}
+
+void agent_reply_refused(struct agent *a, uint64_t cookie)
+{
+	struct volume *v;
+
+	LIST_FOREACH(v, &a->volumes, link)
+		if (v->open_cookie == cookie)
+			volume_not_open(a, v, false);
+}
+
 static void volume_closed(struct agent *a, const struct dm_dedup_volume_info *info)
 {
 	struct volume *v;
@@ -465,11 +439,8 @@ static void volume_closed(struct agent *a, const struct dm_dedup_volume_info *in
 
 	memcpy(image.b, info->image, sizeof(image.b));
 	v = volume_find(a, &image);
-	if (v) {
-		v->flags &= ~DM_DEDUP_VOL_OPEN;
-		v->unconfirmed = false;
-		prefetch_ended(a, v, true);
-	}
+	if (v)
+		volume_not_open(a, v, true);
 	if (info->flags & DM_DEDUP_VOL_EPHEMERAL)
 		a->ops->discard(a->ctx, info->volume, info->lease_epoch);
 	else if (is_dirty(info))

@@ -19,6 +19,14 @@ int clock_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_
 	return pthread_cond_clockwait(cond, lock, CLOCK_MONOTONIC, &ts);
 }
 
+uint64_t clock_wall_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
 uint64_t clock_wall_s(void)
 {
 	struct timespec ts;

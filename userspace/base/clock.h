@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 uint64_t clock_mono_ns(void); /* CLOCK_MONOTONIC */
+uint64_t clock_wall_ms(void); /* milliseconds since 1970, as below */
 uint64_t clock_wall_s(void);  /* seconds since 1970: jumps; for people to read, never for waits */
 
 /* pthread_cond_wait() until clock_mono_ns() is @until_ns: 0, or ETIMEDOUT. */

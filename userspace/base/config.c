@@ -39,6 +39,7 @@ static const struct key {
 	{ "agent", "cache_file_size", SIZE, offsetof(struct config, cache_file_size) },
 	{ "agent", "listen", ENDPOINT, offsetof(struct config, agent_listen) },
 	{ "agent", "endpoint", ENDPOINT, offsetof(struct config, agent_endpoint) },
+	{ "agent", "rack", TEXT, offsetof(struct config, agent_rack) },
 	{ "agent", "filter_budget", SIZE, offsetof(struct config, filter_budget) },
 	{ "agent", "push_age", SECONDS, offsetof(struct config, push_age_s) },
 	{ "agent", "push_bytes", SIZE, offsetof(struct config, push_bytes) },
@@ -250,7 +251,7 @@ static int set_defaults(struct config *c)
 	    default_text(&c->meta_listen, "tcp://127.0.0.1:7401") ||
 	    default_text(&c->data_listen, "tcp://127.0.0.1:7402") ||
 	    default_text(&c->data_endpoint, c->data_listen) || default_text(&c->host, host) ||
-	    default_text(&c->rack, ""))
+	    default_text(&c->rack, "") || default_text(&c->agent_rack, c->rack))
 		return -ENOMEM;
 	if (!c->data_dir && asprintf(&c->data_dir, "%s/data", c->store) < 0) {
 		c->data_dir = NULL;

@@ -41,6 +41,7 @@ struct config {
 	uint64_t cache_file_size;
 	char *agent_listen;   /* serve peers here, tcp://ADDRESS:PORT; NULL: there are no peers */
 	char *agent_endpoint; /* what peers connect to; default agent_listen */
+	char *agent_rack;     /* peers of the same one come first; default rack */
 	uint64_t filter_budget; /* bytes an hour that filters may cost, in and out; default 1 GiB */
 	uint64_t push_age_s;  /* push when older than this; default 300; 0: only when asked */
 	uint64_t push_bytes;  /* ... or more than this; default 256 MiB */

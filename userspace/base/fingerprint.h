@@ -10,7 +10,11 @@
 
 #define FP_SIZE	   32
 #define FP_HEX_SIZE (2 * FP_SIZE + 1)
-#define NR_SHARDS  1024
+/* The simulations of tests/sim are built with fewer. */
+#ifndef SHARD_BITS
+#define SHARD_BITS 10
+#endif
+#define NR_SHARDS  (1 << SHARD_BITS)
 
 /* The values are the wire's (enum Algorithm) and the disk's. */
 enum fp_algorithm { FP_SHA256 = 0, FP_SHA1 = 1, FP_MD5 = 2 };
@@ -36,10 +40,22 @@ static inline bool fp_is_zero(const struct fp *a)
 	static const struct fp zero;
 	return fp_equal(a, &zero);
 }
-/* The shard: the top ten bits of the digest. */
+/* The shard: the top bits of the digest. */
 static inline unsigned int fp_shard(const struct fp *a)
 {
-	return (unsigned int)a->b[0] << 2 | a->b[1] >> 6;
+	return ((unsigned int)a->b[0] << 8 | a->b[1]) >> (16 - SHARD_BITS);
+}
+/* The first and the last fingerprint of a shard. */
+static inline void fp_shard_range(unsigned int shard, struct fp *from, struct fp *to)
+{
+	unsigned int first = shard << (16 - SHARD_BITS), last = first | (0xffff >> SHARD_BITS);
+
+	memset(from, 0, sizeof(*from));
+	memset(to, 0xff, sizeof(*to));
+	from->b[0] = (uint8_t)(first >> 8);
+	from->b[1] = (uint8_t)first;
+	to->b[0] = (uint8_t)(last >> 8);
+	to->b[1] = (uint8_t)last;
 }
 
 const char *fp_to_hex(const struct fp *a, char hex[FP_HEX_SIZE]);

@@ -70,6 +70,7 @@ static int check_damaged(void *ctx, const char *what)
 
 static int check_volume(void *ctx, u64 index, const struct dedup_volume_rec *rec)
 {
+	const char *wrong = dedup_volume_wrong(rec);
 	struct check *c = ctx;
 
 	for (u64 i = 0; i < c->nr_volumes; i++) {
@@ -79,9 +80,9 @@ static int check_volume(void *ctx, u64 index, const struct dedup_volume_rec *rec
 			problem(c, "volumes %llu and %llu belong to one image", c->volumes[i].id,
 				rec->id);
 	}
-	if (rec->committed_cut >= rec->cut_counter)
-		problem(c, "volume %llu: committed cut %llu is not below the cut counter %llu", rec->id,
-			rec->committed_cut, rec->cut_counter);
+	if (wrong)
+		problem(c, "volume %llu: %s (size %llu, committed cut %llu, cut counter %llu)", rec->id, wrong,
+			rec->size, rec->committed_cut, rec->cut_counter);
 	if (!rec->name[0])
 		problem(c, "volume %llu (record %llu) has no name", rec->id, index);
 	c->volumes[c->nr_volumes++] = *rec;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/uuid.h"
 #include "cli/agent.h"
 
 /* Whether somebody listens there: ZeroMQ itself would wait for one to come. */
@@ -78,4 +79,29 @@ int agent_call(struct agent_link *a, Vmdedup__Request *req, Vmdedup__Reply__Body
 		r = error_set(err, -EPROTO, "the agent answered with something else: is it of "
 			      "another version?");
 	return r;
+}
+
+int agent_volumes(struct agent_link *a, struct net_reply *reply, struct error *err)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__VolumeList list = VMDEDUP__VOLUME_LIST__INIT;
+
+	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_LIST;
+	req.volume_list = &list;
+	return agent_call(a, &req, VMDEDUP__REPLY__BODY_VOLUME_LIST, AGENT_TIMEOUT_MS, reply, err);
+}
+
+const Vmdedup__Volume *agent_volume_in(const Vmdedup__VolumeListReply *list, const char *volume)
+{
+	struct uuid uuid;
+	bool by_uuid = !uuid_from_text(&uuid, volume);
+
+	for (size_t i = 0; i < list->n_volumes; i++) {
+		const Vmdedup__Volume *v = list->volumes[i];
+
+		if (by_uuid ? v->image.len == sizeof(uuid.b) && !memcmp(v->image.data, uuid.b, sizeof(uuid.b)) :
+			      !strcmp(v->name, volume))
+			return v;
+	}
+	return NULL;
 }

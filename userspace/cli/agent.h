@@ -19,6 +19,11 @@ void agent_close(struct agent_link *a);
 int agent_call(struct agent_link *a, Vmdedup__Request *req, Vmdedup__Reply__BodyCase body,
 	       int timeout_ms, struct net_reply *reply, struct error *err);
 
+/* All volumes of this host. net_reply_free(reply), also after an error. */
+int agent_volumes(struct agent_link *a, struct net_reply *reply, struct error *err);
+/* @volume: the image's UUID, or the name that it was opened by. NULL: there is none. */
+const Vmdedup__Volume *agent_volume_in(const Vmdedup__VolumeListReply *list, const char *volume);
+
 /* For a request that must not be done twice. */
 uint64_t agent_nonce(void);
 

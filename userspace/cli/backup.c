@@ -120,9 +120,20 @@ static int resume(struct connection *cn, struct findings *f, struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__DeletionResume body = VMDEDUP__DELETION_RESUME__INIT;
+	Vmdedup__WholeReplicas whole[NR_SHARDS], *list[NR_SHARDS];
 	struct net_reply reply;
+	uint32_t i;
 	int r;
 
+	for (i = 0; i < f->blocks.nr_whole; i++) {
+		vmdedup__whole_replicas__init(&whole[i]);
+		whole[i].shard = f->blocks.whole[i].shard;
+		whole[i].servers = f->blocks.whole[i].servers;
+		whole[i].n_servers = f->blocks.whole[i].nr;
+		list[i] = &whole[i];
+	}
+	body.whole = list;
+	body.n_whole = f->blocks.nr_whole;
 	body.history = (ProtobufCBinaryData){ sizeof(f->history), f->history };
 	req.body_case = VMDEDUP__REQUEST__BODY_DELETION_RESUME;
 	req.deletion_resume = &body;
@@ -145,16 +156,20 @@ static int look(struct connection *cn, struct findings *f, struct error *err)
 
 static bool is_sound(const struct findings *f)
 {
-	return !f->counts.problems && !f->blocks.missing && !f->blocks.silent;
+	return !f->counts.problems && !f->blocks.missing && !f->blocks.scattered &&
+	       !f->blocks.silent;
 }
 
 static void show(const struct findings *f, bool resumed, bool json)
 {
 	if (json) {
-		json_show(json_pack("{s:I, s:I, s:I, s:I, s:I, s:b}", "blocks",
+		json_show(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b}", "blocks",
 				    (json_int_t)f->blocks.blocks, "missing",
-				    (json_int_t)f->blocks.missing, "fewer_copies",
-				    (json_int_t)f->blocks.fewer, "silent",
+				    (json_int_t)f->blocks.missing, "elsewhere",
+				    (json_int_t)f->blocks.elsewhere, "fewer_copies",
+				    (json_int_t)f->blocks.fewer, "scattered",
+				    (json_int_t)f->blocks.scattered, "shards_to_repair",
+				    (json_int_t)f->blocks.nr_whole, "silent",
 				    (json_int_t)f->blocks.silent, "problems",
 				    (json_int_t)f->counts.problems, "resumed", resumed));
 		return;
@@ -163,6 +178,12 @@ static void show(const struct findings *f, bool resumed, bool json)
 	       " on fewer than they should be; %" PRIu64 " wrong counts; %" PRIu64
 	       " lists that data servers did not give\n", f->blocks.blocks, f->blocks.missing,
 	       f->blocks.fewer, f->counts.problems, f->blocks.silent);
+	if (f->blocks.elsewhere)
+		printf("%" PRIu64 " of those on no data server are on others than the map gives their "
+		       "shard\n", f->blocks.elsewhere);
+	if (f->blocks.nr_whole)
+		printf("%u shards are to be copied again from the data servers that have them whole\n",
+		       f->blocks.nr_whole);
 	if (resumed)
 		printf("deletion goes on\n");
 }
@@ -184,6 +205,13 @@ static int decide(struct connection *cn, struct findings *f, bool yes, bool forc
 	struct error err = { 0 };
 	int r;
 
+	if (f->blocks.elsewhere) { /* --force is for what is lost anyway */
+		show(f, false, json);
+		fputs("vmdedup: deletion stays suspended: some named blocks are only on data servers that "
+		      "would delete them; import their sources again, or remove the images (`vmdedup "
+		      "image verify` names them)\n", stderr);
+		return EXIT_BAD_CONTENT;
+	}
 	if (!is_sound(f) && !force) {
 		show(f, false, json);
 		fputs("vmdedup: deletion stays suspended: bring the silent data servers back, or remove "

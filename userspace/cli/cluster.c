@@ -340,9 +340,11 @@ static int key_run(struct cli *cli, const struct verb *verb, int argc, char **ar
 		return code;
 	if (key_pair_create(argv[0], &err))
 		return cli_fail(&err);
-	printf("%s        the public key: give it to the hosts that talk to this one\n"
+	printf("%s        the public key: into the folder of [curve] clients of the servers that this\n"
+	       "%*s        host talks to; a data server's into data/ there, an administrator's into\n"
+	       "%*s        admin/\n"
 	       "%s_secret the key pair: [curve] secret of this host, and of no other\n", argv[0],
-	       argv[0]);
+	       (int)strlen(argv[0]), "", (int)strlen(argv[0]), "", argv[0]);
 	return EXIT_OK;
 }
 

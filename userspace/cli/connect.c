@@ -50,20 +50,15 @@ int cli_name_check(const char *name, struct error *err)
 				 strlen(name) > 60 ? "..." : "", wrong) : 0;
 }
 
-int cli_image_get(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
-	      struct error *err)
+static int image_ask(struct connection *cn, Vmdedup__ImageGet *get, Vmdedup__Image **image,
+		     struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
 	struct net_reply reply = { 0 };
-	int r = cli_name_check(name, err);
+	int r;
 
-	if (r)
-		return r;
-	get.name = (char *)name;
-	get.version = version;
 	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_GET;
-	req.image_get = &get;
+	req.image_get = get;
 	r = cluster_call(cn->cluster, &req, NULL, 0, CLI_TIMEOUT_MS, &reply, err);
 	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_IMAGE)
 		r = error_set(err, -EPROTO, "the meta server answered with something else");
@@ -74,6 +69,26 @@ int cli_image_get(struct connection *cn, const char *name, uint64_t version, Vmd
 	}
 	net_reply_free(&reply);
 	return r;
+}
+
+int cli_image_get(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
+	      struct error *err)
+{
+	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
+	int r = cli_name_check(name, err);
+
+	get.name = (char *)name;
+	get.version = version;
+	return r ? r : image_ask(cn, &get, image, err);
+}
+
+int cli_image_get_by_uuid(struct connection *cn, const struct uuid *uuid, Vmdedup__Image **image,
+			  struct error *err)
+{
+	Vmdedup__ImageGet get = VMDEDUP__IMAGE_GET__INIT;
+
+	get.uuid = (ProtobufCBinaryData){ sizeof(uuid->b), (uint8_t *)uuid->b };
+	return image_ask(cn, &get, image, err);
 }
 
 void cli_image_free(Vmdedup__Image *image)

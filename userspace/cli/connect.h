@@ -4,6 +4,7 @@
 #define VMDEDUP_CLI_CONNECT_H
 
 #include "agent/embedded.h"
+#include "base/uuid.h"
 #include "cli/cli.h"
 #include "lib/cluster.h"
 
@@ -26,6 +27,9 @@ struct cluster *connect_another(struct connection *cn, struct error *err);
 /* Requests that several verbs make. The image is freed with cli_image_free(). */
 int cli_image_get(struct connection *cn, const char *name, uint64_t version, Vmdedup__Image **image,
 	      struct error *err);
+/* By its UUID, whatever its name is by now. */
+int cli_image_get_by_uuid(struct connection *cn, const struct uuid *uuid, Vmdedup__Image **image,
+			  struct error *err);
 void cli_image_free(Vmdedup__Image *image);
 int cli_root_of(const Vmdedup__Image *image, struct fp *root, struct error *err);
 /* -EINVAL with a text that says what is wrong with the name. */

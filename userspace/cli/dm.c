@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "cli/dm.h"
@@ -103,24 +105,33 @@ destroy_task:
 	return r;
 }
 
-int dm_volume_create(const char *name, uint64_t bytes, const char *cache, const char *image,
-		     bool read_only, bool ephemeral, struct error *err)
+static int create(const char *name, const struct dm_table *t, struct error *err)
 {
 	struct dm_task *task = task_new(DM_DEVICE_CREATE, name);
-	CLEANUP_FREE char *params = NULL;
 	int r = 0;
 
-	if (asprintf(&params, "%s %s%s", cache, image,
-		     read_only ? " 1 read_only" : ephemeral ? " 1 ephemeral" : "") < 0)
-		params = NULL;
-	if (!task || !params || (read_only && !dm_task_set_ro(task)) ||
-	    !dm_task_add_target(task, 0, bytes / 512, TARGET, params) ||
+	if (!task || !t->params || (t->read_only && !dm_task_set_ro(task)) ||
+	    !dm_task_add_target(task, 0, t->sectors, TARGET, t->params) ||
 	    !dm_task_set_add_node(task, DM_ADD_NODE_ON_CREATE) || !task_run_synced(task))
 		r = task_fail(task, err, "create the device", name);
 	if (task)
 		dm_task_destroy(task);
 	if (!r)
 		dm_task_update_nodes();
+	return r;
+}
+
+int dm_volume_create(const char *name, uint64_t bytes, const char *cache, const char *image,
+		     bool read_only, bool ephemeral, struct error *err)
+{
+	struct dm_table t = { .sectors = bytes / 512, .read_only = read_only };
+	int r;
+
+	if (asprintf(&t.params, "%s %s%s", cache, image,
+		     read_only ? " 1 read_only" : ephemeral ? " 1 ephemeral" : "") < 0)
+		t.params = NULL;
+	r = create(name, &t, err);
+	free(t.params);
 	return r;
 }
 
@@ -142,43 +153,60 @@ int dm_volume_remove(const char *name, struct error *err)
 	return r;
 }
 
-/* The parameters of its table; free them. *same: it has that size. */
-static int table_params(const char *name, uint64_t sectors, char **out, bool *read_only, bool *same,
-			struct error *err)
+int dm_table_read(const char *name, struct dm_table *t, struct error *err)
 {
 	struct dm_task *task = task_new(DM_DEVICE_TABLE, name);
 	char *type = NULL, *params = NULL;
-	uint64_t start, len = 0;
 	struct dm_info info;
+	uint64_t start;
 	int r = 0;
 
-	if (!task || !dm_task_run(task) || !dm_task_get_info(task, &info) || !info.exists)
+	memset(t, 0, sizeof(*t));
+	if (!task || !dm_task_run(task) || !dm_task_get_info(task, &info) || !info.exists) {
 		r = task_fail(task, err, "read the table of", name);
-	else
-		dm_get_next_target(task, NULL, &start, &len, &type, &params);
-	*out = !r && type && !strcmp(type, TARGET) && params ? strdup(params) : NULL;
-	if (!r && !*out)
+		goto destroy_task;
+	}
+	dm_get_next_target(task, NULL, &start, &t->sectors, &type, &params);
+	t->read_only = info.read_only;
+	t->params = type && !strcmp(type, TARGET) && params ? strdup(params) : NULL;
+	if (!t->params)
 		r = error_set(err, -EINVAL, "/dev/mapper/%s is no volume", name);
-	*read_only = !r && info.read_only;
-	*same = len == sectors;
+destroy_task:
 	if (task)
 		dm_task_destroy(task);
 	return r;
 }
 
-int dm_volume_resize(const char *name, uint64_t bytes, struct error *err)
+char *dm_params_with(const char *params, const char *image)
 {
-	CLEANUP_FREE char *params = NULL;
-	struct dm_task *task = NULL;
-	bool read_only, same;
+	size_t cache = strcspn(params, " ");
+	const char *old = params + cache + strspn(params + cache, " ");
+	char *made;
+
+	if (!*old || asprintf(&made, "%.*s %s%s", (int)cache, params, image,
+			      old + strcspn(old, " ")) < 0)
+		return NULL;
+	return made;
+}
+
+int dm_table_restore(const char *name, const struct dm_table *t, const char *image, struct error *err)
+{
+	struct dm_table again = *t;
 	int r;
 
-	r = table_params(name, bytes / 512, &params, &read_only, &same, err);
-	if (r || same)
-		return r;
-	task = task_new(DM_DEVICE_RELOAD, name);
-	if (!task || (read_only && !dm_task_set_ro(task)) ||
-	    !dm_task_add_target(task, 0, bytes / 512, TARGET, params) || !dm_task_run(task))
+	again.params = image ? dm_params_with(t->params, image) : strdup(t->params);
+	r = create(name, &again, err);
+	free(again.params);
+	return r;
+}
+
+static int load(const char *name, const struct dm_table *t, struct error *err)
+{
+	struct dm_task *task = task_new(DM_DEVICE_RELOAD, name);
+	int r = 0;
+
+	if (!task || (t->read_only && !dm_task_set_ro(task)) ||
+	    !dm_task_add_target(task, 0, t->sectors, TARGET, t->params) || !dm_task_run(task))
 		r = task_fail(task, err, "load a larger table for", name);
 	if (task)
 		dm_task_destroy(task);
@@ -193,6 +221,45 @@ int dm_volume_resize(const char *name, uint64_t bytes, struct error *err)
 	return r;
 }
 
+int dm_volume_resize(const char *name, uint64_t bytes, const char *image, struct error *err)
+{
+	struct dm_table t;
+	char *params;
+	int r = dm_table_read(name, &t, err);
+
+	if (r || t.sectors == bytes / 512)
+		goto free_params;
+	params = image ? dm_params_with(t.params, image) : strdup(t.params);
+	free(t.params);
+	t.params = params;
+	t.sectors = bytes / 512;
+	r = params ? load(name, &t, err) : error_set(err, -ENOMEM, "out of memory");
+free_params:
+	free(t.params);
+	return r;
+}
+
+/* Its status says which image it has: "VOLUME UUID ...". What the table calls it says less. */
+static void ask_uuid(const char *name, struct uuid *uuid)
+{
+	struct dm_task *task = task_new(DM_DEVICE_STATUS, name);
+	char *type = NULL, *params = NULL, text[UUID_TEXT_SIZE];
+	uint64_t start, len;
+	struct dm_info info;
+
+	memset(uuid, 0, sizeof(*uuid));
+	if (!task || !dm_task_no_flush(task) || !dm_task_run(task) ||
+	    !dm_task_get_info(task, &info) || !info.exists)
+		goto destroy_task;
+	dm_get_next_target(task, NULL, &start, &len, &type, &params);
+	if (!type || strcmp(type, TARGET) || !params || sscanf(params, "%*u %36s", text) != 1 ||
+	    uuid_from_text(uuid, text))
+		memset(uuid, 0, sizeof(*uuid));
+destroy_task:
+	if (task)
+		dm_task_destroy(task);
+}
+
 /* 1: it is one of ours; 0: it is not, or has gone meanwhile. */
 static int examine(const char *name, struct dm_volume *v)
 {
@@ -200,6 +267,7 @@ static int examine(const char *name, struct dm_volume *v)
 	struct dm_info info;
 	uint64_t start, len;
 	char *type = NULL, *params = NULL, *image;
+	unsigned int major, minor;
 	int is = 0;
 
 	if (!task || !dm_task_run(task) || !dm_task_get_info(task, &info) || !info.exists)
@@ -211,10 +279,12 @@ static int examine(const char *name, struct dm_volume *v)
 	if (!image)
 		goto destroy_task;
 	image += strspn(image, " ");
+	v->cache = sscanf(params, "%u:%u", &major, &minor) == 2 ? makedev(major, minor) : 0;
 	snprintf(v->name, sizeof(v->name), "%s", name);
 	snprintf(v->image, sizeof(v->image), "%.*s", (int)strcspn(image, " "), image);
 	v->open_count = info.open_count;
 	v->read_only = info.read_only;
+	ask_uuid(name, &v->uuid);
 	is = 1;
 destroy_task:
 	if (task)
@@ -222,9 +292,42 @@ destroy_task:
 	return is;
 }
 
-int dm_volume_list(struct dm_volume **volumes, size_t *count, struct error *err)
+int dm_name_is_free(const char *name, struct error *err)
+{
+	struct dm_task *task = task_new(DM_DEVICE_INFO, name);
+	struct dm_volume v = { 0 };
+	struct dm_info info;
+	int r = 0;
+
+	if (!task || !dm_task_run(task) || !dm_task_get_info(task, &info))
+		r = task_fail(task, err, "look for a device", name);
+	else if (info.exists && examine(name, &v))
+		r = error_set(err, -EEXIST, "there is a device /dev/mapper/%s already, for image %s over "
+			      "the cache device %u:%u: all caches of a host share its devices' names "
+			      "(--name chooses another name)", name, v.image, major(v.cache),
+			      minor(v.cache));
+	else if (info.exists)
+		r = error_set(err, -EEXIST, "there is a device /dev/mapper/%s already, which is no "
+			      "volume (--name chooses another name)", name);
+	if (task)
+		dm_task_destroy(task);
+	return r;
+}
+
+/* 0: any; 1, which is no device: there is none. */
+static dev_t device_number(const char *path)
+{
+	struct stat st;
+
+	if (!path || !*path)
+		return 0;
+	return stat(path, &st) || !S_ISBLK(st.st_mode) ? 1 : st.st_rdev;
+}
+
+int dm_volume_list(const char *cache, struct dm_volume **volumes, size_t *count, struct error *err)
 {
 	struct dm_task *task = task_new(DM_DEVICE_LIST, NULL);
+	dev_t of = device_number(cache);
 	struct dm_names *names, *next;
 	int r = 0;
 
@@ -246,7 +349,8 @@ int dm_volume_list(struct dm_volume **volumes, size_t *count, struct error *err)
 			break;
 		}
 		*volumes = grown;
-		*count += examine(names->name, &grown[*count]);
+		*count += examine(names->name, &grown[*count]) &&
+			  (!of || grown[*count].cache == of);
 	}
 destroy_task:
 	if (task)
@@ -254,23 +358,56 @@ destroy_task:
 	return r;
 }
 
-void dm_image_of(const char *what, char image[256], char device[128])
+static bool has_image(const struct dm_volume *v, const char *what)
+{
+	struct uuid uuid;
+
+	return !strcmp(v->image, what) ||
+	       (!uuid_from_text(&uuid, what) && uuid_equal(&uuid, &v->uuid));
+}
+
+static void take(const struct dm_volume *v, struct dm_named *named)
+{
+	char text[UUID_TEXT_SIZE];
+
+	snprintf(named->image, sizeof(named->image), "%s", v->image);
+	snprintf(named->device, sizeof(named->device), "%s", v->name);
+	named->uuid = v->uuid;
+	snprintf(named->volume, sizeof(named->volume), "%s",
+		 uuid_is_null(&v->uuid) ? v->image : uuid_to_text(&v->uuid, text));
+}
+
+int dm_find_among(const struct dm_volume *volumes, size_t count, const char *what,
+		  struct dm_named *named, struct error *err)
+{
+	bool is_path = !strncmp(what, "/dev/mapper/", 12);
+	const char *base = is_path ? what + 12 : what;
+
+	/* A path is never an image's name: of a device that is not over this cache it is nobody's. */
+	memset(named, 0, sizeof(*named));
+	snprintf(named->image, sizeof(named->image), "%s", what);
+	snprintf(named->volume, sizeof(named->volume), "%s", what);
+	for (size_t i = 0; i < count; i++) {
+		const struct dm_volume *v = &volumes[i];
+
+		if (strcmp(v->name, base) && (is_path || !has_image(v, base)))
+			continue;
+		if (*named->device)
+			return error_set(err, -EEXIST, "%.100s means two volumes, /dev/mapper/%s and "
+					 "/dev/mapper/%s: give the path of the one that is meant, or the "
+					 "UUID of its image (`vmdedup volume ls --json`)", base,
+					 named->device, v->name);
+		take(v, named);
+	}
+	return 0;
+}
+
+int dm_find(const char *cache, const char *what, struct dm_named *named, struct error *err)
 {
 	CLEANUP_FREE struct dm_volume *volumes = NULL;
-	const char *base = strncmp(what, "/dev/mapper/", 12) ? what : what + 12;
 	size_t count = 0;
 
-	snprintf(image, 256, "%s", base);
-	*device = '\0';
-	if (dm_volume_list(&volumes, &count, NULL))
-		return;
-	for (int by_image = 0; by_image < 2; by_image++) {
-		for (size_t i = 0; i < count; i++) {
-			if (strcmp(by_image ? volumes[i].image : volumes[i].name, base))
-				continue;
-			snprintf(image, 256, "%s", volumes[i].image);
-			snprintf(device, 128, "%s", volumes[i].name);
-			return;
-		}
-	}
+	if (dm_volume_list(cache, &volumes, &count, NULL))
+		count = 0;
+	return dm_find_among(volumes, count, what, named, err);
 }

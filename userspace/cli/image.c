@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* vmdedup image: the verbs that ask the meta server; a clone may ask the agent to push first. */
+/* vmdedup image: the verbs that ask the meta server. A clone and a snapshot may have the agent push
+ * first. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -227,7 +228,9 @@ static bool own_cache(struct agent_link *a, uint8_t cache[16])
 	return found;
 }
 
-static int push_first(struct agent_link *a, const Vmdedup__Image *im, struct error *err)
+/* @what is made of it: for people. */
+static int push_first(struct agent_link *a, const Vmdedup__Image *im, const char *what,
+		      struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__VolumePush push = VMDEDUP__VOLUME_PUSH__INIT;
@@ -243,12 +246,13 @@ static int push_first(struct agent_link *a, const Vmdedup__Image *im, struct err
 	req.volume_push = &push;
 	r = agent_call(a, &req, VMDEDUP__REPLY__BODY_VOLUME_PUSH, -1, &reply, err);
 	net_reply_free(&reply);
-	return r ? error_prefix(err, "push of %s before it is cloned", im->name) : 0;
+	return r ? error_prefix(err, "push of %s before its %s", im->name, what) : 0;
 }
 
-/* What a running volume has written is to be in its clone: cut and pushed by this host's agent. */
+/* What a running volume has written is to be in its clone or snapshot, @what: cut and pushed by
+ * this host's agent. */
 static int push_if_attached(struct cli *cli, struct connection *cn, const char *name,
-			    struct error *err)
+			    const char *what, struct error *err)
 {
 	Vmdedup__Image *im = NULL;
 	struct agent_link a;
@@ -261,10 +265,10 @@ static int push_if_attached(struct cli *cli, struct connection *cn, const char *
 	    memcmp(cache, im->leased_to.data, sizeof(cache)) ? -EBUSY : 0;
 	if (r)
 		error_set(err, r, "image %s is attached on host %s, and what it wrote since its last "
-			  "push is known there alone: clone it there, or say --head to clone the last "
-			  "push", name, im->leased_host);
+			  "push is known there alone: %s it there, or say --head to %s the last push",
+			  name, im->leased_host, what, what);
 	else
-		r = push_first(&a, im, err);
+		r = push_first(&a, im, what, err);
 	agent_close(&a);
 free_image:
 	cli_image_free(im);
@@ -297,7 +301,7 @@ static int clone_run(struct cli *cli, const struct verb *verb, int argc, char **
 	clone.name = argv[1];
 	req.body_case = VMDEDUP__REQUEST__BODY_IMAGE_CLONE;
 	req.image_clone = &clone;
-	r = version || head ? 0 : push_if_attached(cli, &cn, argv[0], &err);
+	r = version || head ? 0 : push_if_attached(cli, &cn, argv[0], "clone", &err);
 	if (!r)
 		r = mutate_on(&cn, &req, json, &err);
 	connect_close(&cn);
@@ -363,27 +367,33 @@ static int rename_run(struct cli *cli, const struct verb *verb, int argc, char *
 
 static int snapshot_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 {
-	bool json = false;
+	bool json = false, head = false;
 	const char *label = "";
 	const struct opt opts[] = {
 		OPT_FLAG("json", &json, "print the image as JSON"),
 		OPT_TEXT("label", "TEXT", &label, "a note that history shows"),
+		OPT_FLAG("head", &head, "of an attached image: as last pushed, without a push now"),
 		OPT_END
 	};
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__Snapshot snapshot = VMDEDUP__SNAPSHOT__INIT;
+	struct connection cn;
 	struct error err = { 0 };
-	int code;
+	int code, r;
 
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
 		return code;
-	if (cli_name_check(argv[0], &err))
+	if (cli_name_check(argv[0], &err) || connect_open(&cn, &cli->conf, &err))
 		return cli_fail(&err);
 	snapshot.name = argv[0];
 	snapshot.label = (char *)label;
 	req.body_case = VMDEDUP__REQUEST__BODY_SNAPSHOT;
 	req.snapshot = &snapshot;
-	return mutate(cli, &req, json);
+	r = head ? 0 : push_if_attached(cli, &cn, argv[0], "snapshot", &err);
+	if (!r)
+		r = mutate_on(&cn, &req, json, &err);
+	connect_close(&cn);
+	return r ? cli_fail(&err) : EXIT_OK;
 }
 
 static int rollback_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
@@ -553,9 +563,11 @@ const struct verb image_verbs[] = {
 	  "  vmdedup image verify web-01\n"
 	  "  vmdedup image verify debian-12 --against debian-12.qcow2\n", verify_run },
 	{ "image", "snapshot", "NAME", "keep the head as a numbered version",
-	  "For a volume that is attached: `vmdedup volume push --version` pushes first.\n\n"
+	  "Of an image that is attached on this host its volume is cut and pushed first; the guest goes\n"
+	  "on meanwhile. Attached on another host: say it there, or --head for what was last pushed.\n\n"
 	  "examples:\n"
-	  "  vmdedup image snapshot web-01 --label \"before the upgrade\"\n", snapshot_run },
+	  "  vmdedup image snapshot web-01 --label \"before the upgrade\"\n"
+	  "  vmdedup image snapshot web-01 --head\n", snapshot_run },
 	{ "image", "diff", "NAME [OTHER]", "which blocks differ between versions or images",
 	  "examples:\n"
 	  "  vmdedup image diff web-01 --from 3\n"
@@ -565,7 +577,7 @@ const struct verb image_verbs[] = {
 	  "examples:\n"
 	  "  vmdedup image history web-01\n", history_run },
 	{ "image", "rollback", "NAME", "make an earlier version the head again",
-	  "The image must not be attached for writing.\n\n"
+	  "The image must not be attached for writing. A head that is no version yet is kept as one.\n\n"
 	  "examples:\n"
 	  "  vmdedup image rollback web-01 --version 3\n", rollback_run },
 	{ 0 }

@@ -71,6 +71,7 @@ static int lease_show(void *arg, const Vmdedup__Lease *l)
 			      json_uuid(l->cache.data, l->cache.len), "epoch", (json_int_t)l->epoch,
 			      "cut", (json_int_t)l->cut, "since_s", (json_int_t)l->since_s, "broken",
 			      l->broken, "root", json_fp(l->root.data, l->root.len));
+		json_object_set_new(j, "reader", json_boolean(l->reader));
 		json_object_set_new(j, "unpushed_bytes", l->reported ?
 				    json_integer((json_int_t)l->unpushed_bytes) : json_null());
 		json_object_set_new(j, "oldest_ms", l->reported ?
@@ -82,7 +83,7 @@ static int lease_show(void *arg, const Vmdedup__Lease *l)
 	table_cell(s->table, "%s", l->name);
 	table_cell(s->table, "%s", l->host);
 	table_cell(s->table, "%llu", (unsigned long long)l->epoch);
-	table_cell(s->table, "%s", l->broken ? "BROKEN" : "active");
+	table_cell(s->table, "%s", l->broken ? "BROKEN" : l->reader ? "reads" : "active");
 	table_cell(s->table, "%s", time_to_text(l->since_s, since));
 	table_cell(s->table, "%s", unpushed_text(l, unpushed));
 	table_cell(s->table, "%s", fp_short(l->root.data, l->root.len, root));
@@ -126,7 +127,8 @@ int leases_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
 
 struct wanted {
 	const char *image;
-	bool broken;
+	bool broken;	/* or a reader's */
+	bool reader;
 	uint64_t epoch; /* 0: any; then the found one's */
 	bool found;
 	char host[256], name[IMAGE_NAME_MAX + 1];
@@ -154,10 +156,12 @@ static int lease_match(void *arg, const Vmdedup__Lease *l)
 {
 	struct wanted *w = arg;
 
-	if (strcmp(l->name, w->image) || l->broken != w->broken || l->image.len != sizeof(w->uuid) ||
-	    (w->epoch && l->epoch != w->epoch))
+	/* A reader lives, as a rule: who gives one up says which. */
+	if (strcmp(l->name, w->image) || (l->broken || (l->reader && w->epoch)) != w->broken ||
+	    l->image.len != sizeof(w->uuid) || (w->epoch && l->epoch != w->epoch))
 		return 0;
 	w->found = true;
+	w->reader = l->reader;
 	w->epoch = l->epoch;
 	snprintf(w->host, sizeof(w->host), "%s", l->host);
 	memcpy(w->uuid, l->image.data, sizeof(w->uuid));
@@ -172,6 +176,14 @@ static void say_what_is_lost(const struct wanted *w)
 	char since[32];
 
 	time_to_text(w->since_s, since);
+	if (w->reader) {
+		printf("Host %s has image %s attached read-only or as ephemeral since %s (epoch %llu).\n"
+		       "With --yes what that stands on is given up: when the image has been removed or "
+		       "written since,\nreads there of blocks that are not in its cache wait for ever. For "
+		       "a host that never comes back.\n", w->host, w->image, since,
+		       (unsigned long long)w->epoch);
+		return;
+	}
 	if (w->broken) {
 		printf("The broken lease of epoch %llu on image %s keeps what host %s may have left "
 		       "unpushed recoverable.\n"
@@ -216,8 +228,9 @@ int break_lease_run(struct cli *cli, const struct verb *verb, int argc, char **a
 	struct wanted w = { 0 };
 	const struct opt opts[] = {
 		OPT_FLAG("yes", &yes, "do it"),
-		OPT_FLAG("forget", &forget, "a lease that is broken already: keep nothing for its host"),
-		OPT_NUMBER("epoch", "N", &w.epoch, "that lease, when there are several broken ones"),
+		OPT_FLAG("forget", &forget,
+			 "a lease that is broken already, or that reads: keep nothing for its host"),
+		OPT_NUMBER("epoch", "N", &w.epoch, "that lease, when there are several broken ones, or one that reads"),
 		OPT_END
 	};
 	struct connection cn;
@@ -236,7 +249,8 @@ int break_lease_run(struct cli *cli, const struct verb *verb, int argc, char **a
 		r = 0;
 	if (!r && !w.found)
 		r = error_set(&err, -ENOENT, "image %.200s has no %s; `vmdedup volume leases` lists them",
-			      argv[0], forget ? "broken lease" : "lease");
+			      argv[0], !forget ? "lease" : w.epoch ? "broken lease and no reader of that epoch" :
+			      "broken lease; a reader's is forgotten with --epoch");
 	if (!r && yes)
 		r = break_it(cn.cluster, &w, &err);
 	connect_close(&cn);

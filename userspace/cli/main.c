@@ -3,13 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "base/cleanup.h"
+#include "base/memory.h"
 #include "cli/cli.h"
 
 static const struct noun {
@@ -127,10 +127,7 @@ int main(int argc, char **argv)
 	struct cli cli = { 0 };
 	int code;
 
-	/* Blocks come and go by the thousand: their memory stays, instead of being mapped, filled with
-	 * zeros by the kernel and unmapped for each. */
-	mallopt(M_MMAP_THRESHOLD, 32 << 20);
-	mallopt(M_TRIM_THRESHOLD, 512 << 20);
+	memory_keep(512U << 20);
 	/* Embedded servers have nothing to say to who runs a command, unless something is wrong. */
 	setenv("VMDEDUP_QUIET", "1", 0);
 	code = dispatch(&cli, argc, argv);

@@ -8,8 +8,9 @@
 
 static json_t *peer_json(const Vmdedup__PeerInfo *p)
 {
-	json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "endpoint",
-			      p->endpoint, "state", p->state, "asked", (json_int_t)p->asked,
+	json_t *j = json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+			      "endpoint", p->endpoint, "state", p->state,
+			      "same_rack", (int)p->same_rack, "asked", (json_int_t)p->asked,
 			      "served", (json_int_t)p->served, "bytes", (json_int_t)p->bytes,
 			      "not_here", (json_int_t)p->not_here, "busy", (json_int_t)p->busy,
 			      "failed", (json_int_t)p->failed, "lies", (json_int_t)p->lies,
@@ -53,6 +54,7 @@ static void print_peer(struct table *t, const Vmdedup__PeerInfo *p)
 
 	table_cell(t, "%s", p->endpoint);
 	table_cell(t, "%s", p->state);
+	table_cell(t, "%s", p->same_rack ? "same" : "-");
 	table_cell(t, "%llu", (unsigned long long)p->served);
 	table_cell(t, "%s", size_to_text(p->bytes, a));
 	table_cell(t, "%.1f ms", (double)p->latency_us / 1000);
@@ -74,7 +76,7 @@ static void print_peer(struct table *t, const Vmdedup__PeerInfo *p)
 
 static void print_text(const Vmdedup__PeerListReply *l)
 {
-	static const char *const heads[] = { "<PEER", "<STATE", "BLOCKS", "BYTES", "LATENCY",
+	static const char *const heads[] = { "<PEER", "<STATE", "<RACK", "BLOCKS", "BYTES", "LATENCY",
 					     "FAILED", "LIES", "FILTER", "HAS", "HITS", "FALSE" };
 	struct table *t = table_new(heads, ARRAY_SIZE(heads));
 	char a[32], b[32], c[32], d[32];
@@ -128,7 +130,7 @@ static int peers_run(struct cli *cli, const struct verb *verb, int argc, char **
 
 const struct verb peers_verbs[] = {
 	{ "peers", NULL, "", "the hosts that this one gets blocks from, and what it sends",
-	  "LATENCY is that of a block; FILTER how old what it said of its cache is; HITS and FALSE how\n"
+	  "RACK says who is in this host's own; LATENCY is that of a block; FILTER how old what it said of its cache is; HITS and FALSE how\n"
 	  "often it had a block that its filter said it had. A liar has sent a block that did not\n"
 	  "match its fingerprint, and is not asked again.\n\n"
 	  "examples:\n"

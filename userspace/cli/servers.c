@@ -270,7 +270,7 @@ static json_t *server_json(const struct one *o)
 	const Vmdedup__Server *s = o->server;
 
 	return json_pack("{s:i, s:s, s:o, s:s, s:s, s:s, s:I, s:I, s:i, s:i, s:I, s:I, s:I, s:I, s:I, "
-			 "s:I}", "id", (int)s->id, "endpoint", s->endpoint, "disk",
+			 "s:I, s:b}", "id", (int)s->id, "endpoint", s->endpoint, "disk",
 			 json_uuid(s->disk.data, s->disk.len), "host", s->host, "rack", s->rack,
 			 "state", server_state(o), "capacity", (json_int_t)s->capacity, "free",
 			 (json_int_t)(o->answered && o->ping.free ? o->ping.free : s->free),
@@ -279,7 +279,8 @@ static json_t *server_json(const struct one *o)
 			 (json_int_t)o->ping.repaired_bytes, "scrubbed_bytes",
 			 (json_int_t)o->ping.scrubbed_bytes, "damaged",
 			 (json_int_t)o->ping.damaged, "healed", (json_int_t)o->ping.healed,
-			 "dropped_blocks", (json_int_t)o->ping.dropped_blocks);
+			 "dropped_blocks", (json_int_t)o->ping.dropped_blocks, "open_keys",
+			 o->ping.open_keys);
 }
 
 static json_t *servers_json(const struct view *v)
@@ -400,6 +401,21 @@ static int motion_ask(struct connection *cn, struct view *v, uint64_t blocks, st
 	return 0;
 }
 
+static void keys_print(const struct view *v, const Vmdedup__ClusterInfoReply *in)
+{
+	const char *where = in->open_keys ? " the meta server" : "";
+	size_t nr = 0;
+
+	for (size_t i = 0; i < v->nr; i++)
+		nr += v->ones[i].ping.open_keys;
+	if (!in->open_keys && !nr)
+		return;
+	printf("KEYS       may everything, each of them, at%s", where);
+	if (nr)
+		printf("%s %zu data server%s", *where ? " and" : "", nr, nr == 1 ? "" : "s");
+	puts(": see \"Roles of keys\" in operations.rst");
+}
+
 static void status_print(const struct view *v, const Vmdedup__ClusterInfoReply *in,
 			 const struct motion *m)
 {
@@ -428,6 +444,7 @@ static void status_print(const struct view *v, const Vmdedup__ClusterInfoReply *
 		printf("moving     about %llu blocks are left, %llu a second: %s\n",
 		       (unsigned long long)m->left, (unsigned long long)m->rate,
 		       m->eta_ms ? duration_to_text(m->eta_ms, text) : "no end in sight yet");
+	keys_print(v, in);
 }
 
 static json_t *status_json(const struct view *v, const Vmdedup__ClusterInfoReply *in,
@@ -437,8 +454,8 @@ static json_t *status_json(const struct view *v, const Vmdedup__ClusterInfoReply
 	json_t *out = sum_json(v, &sum);
 
 	json_object_update_new(out, json_pack(
-		"{s:s, s:b, s:i, s:i, s:I, s:I, s:I, s:I, s:o}", "name", in->name, "governed",
-		in->governed, "min_copies", (int)in->min_copies, "out_after_s",
+		"{s:s, s:b, s:b, s:i, s:i, s:I, s:I, s:I, s:I, s:o}", "name", in->name, "governed",
+		in->governed, "open_keys", in->open_keys, "min_copies", (int)in->min_copies, "out_after_s",
 		(int)in->out_after_s, "map_version", (json_int_t)v->map->version, "left_blocks",
 		(json_int_t)m->left, "blocks_a_second", (json_int_t)m->rate, "eta_ms",
 		(json_int_t)m->eta_ms, "servers", servers_json(v)));

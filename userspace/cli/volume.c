@@ -7,6 +7,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/cleanup.h"
+#include "base/uuid.h"
 #include "cli/agent.h"
 #include "cli/connect.h"
 #include "cli/dm.h"
@@ -55,21 +56,18 @@ static int prepare(struct agent_link *a, const char *image, bool read_only, bool
 }
 
 /* Before the kernel does: its error would be a number. */
-static int not_attached_yet(const char *image, const char *name, struct error *err)
+static int not_attached_yet(const char *cache, const char *image, const char *name,
+			    struct error *err)
 {
 	CLEANUP_FREE struct dm_volume *volumes = NULL;
 	size_t count;
-	int r = dm_volume_list(&volumes, &count, err);
+	int r = dm_volume_list(cache, &volumes, &count, err);
 
-	for (size_t i = 0; !r && i < count; i++) {
-		if (!strcmp(volumes[i].name, name))
-			r = error_set(err, -EEXIST, "there is a device /dev/mapper/%s already "
-				      "(--name chooses another name)", name);
-		else if (!strcmp(volumes[i].image, image))
+	for (size_t i = 0; !r && i < count; i++)
+		if (!strcmp(volumes[i].image, image))
 			r = error_set(err, -EBUSY, "image %s is attached on this host already, as "
 				      "/dev/mapper/%s", image, volumes[i].name);
-	}
-	return r;
+	return r ?: dm_name_is_free(name, err);
 }
 
 /* Another host has it, and may be about to hand it over. */
@@ -101,7 +99,7 @@ static int attach(struct cli *cli, const char *image, const char *name, bool rea
 	if (!r)
 		r = dm_check(err);
 	if (!r)
-		r = not_attached_yet(image, name, err);
+		r = not_attached_yet(cli->conf.cache, image, name, err);
 	if (!r)
 		r = agent_open(&a, &cli->conf, err);
 	if (r)
@@ -146,32 +144,14 @@ static int attach_run(struct cli *cli, const struct verb *verb, int argc, char *
 
 /* ---- push, and waiting for it ---- */
 
-static const Vmdedup__Volume *volume_of(const Vmdedup__VolumeListReply *list, const char *image)
-{
-	for (size_t i = 0; i < list->n_volumes; i++)
-		if (!strcmp(list->volumes[i]->name, image))
-			return list->volumes[i];
-	return NULL;
-}
-
-static int volumes_ask(struct agent_link *a, struct net_reply *reply, struct error *err)
-{
-	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	Vmdedup__VolumeList list = VMDEDUP__VOLUME_LIST__INIT;
-
-	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_LIST;
-	req.volume_list = &list;
-	return agent_call(a, &req, VMDEDUP__REPLY__BODY_VOLUME_LIST, AGENT_TIMEOUT_MS, reply, err);
-}
-
-static uint64_t dirty_of(struct agent_link *a, const char *image)
+static uint64_t dirty_of(struct agent_link *a, const char *volume)
 {
 	struct net_reply reply;
 	const Vmdedup__Volume *v;
 	uint64_t dirty = 0;
 
-	if (!volumes_ask(a, &reply, NULL)) {
-		v = volume_of(reply.header->volume_list, image);
+	if (!agent_volumes(a, &reply, NULL)) {
+		v = agent_volume_in(reply.header->volume_list, volume);
 		dirty = v ? v->dirty_bytes : 0;
 	}
 	net_reply_free(&reply);
@@ -196,10 +176,10 @@ static void answered(void *arg, int r, struct net_reply *reply)
 
 /* A push takes as long as it takes: shows how much of what was dirty is gone. Ctrl-C ends the
  * waiting, not the push. */
-static int push_wait(struct agent_link *a, Vmdedup__Request *req, const char *image,
+static int push_wait(struct agent_link *a, Vmdedup__Request *req, const char *volume,
 		     const char *label, struct net_reply *reply, struct error *err)
 {
-	uint64_t dirty = dirty_of(a, image), next = clock_mono_ns() + 300000000ULL;
+	uint64_t dirty = dirty_of(a, volume), next = clock_mono_ns() + 300000000ULL;
 	struct waiting w = { 0 };
 	struct progress bar;
 	int r = net_client_submit(a->client, req, NULL, 0, -1, answered, &w);
@@ -210,7 +190,7 @@ static int push_wait(struct agent_link *a, Vmdedup__Request *req, const char *im
 	while (!w.done && !cli_stopped()) {
 		net_client_run(a->client, 100);
 		if (!w.done && bar.on && clock_mono_ns() >= next) {
-			uint64_t left = dirty_of(a, image);
+			uint64_t left = dirty_of(a, volume);
 
 			progress_update(&bar, left < dirty ? dirty - left : 0);
 			next = clock_mono_ns() + 300000000ULL;
@@ -268,10 +248,10 @@ static int push_run(struct cli *cli, const struct verb *verb, int argc, char **a
 	};
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__VolumePush push = VMDEDUP__VOLUME_PUSH__INIT;
-	char image[256], device[128];
 	struct net_reply reply = { 0 };
 	struct error err = { 0 };
 	struct agent_link a;
+	struct dm_named d;
 	int code, r;
 
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
@@ -280,16 +260,16 @@ static int push_run(struct cli *cli, const struct verb *verb, int argc, char **a
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	dm_image_of(argv[0], image, device);
-	push.name = image;
+	push.name = d.volume;
 	push.version = version || *label;
 	push.nonce = agent_nonce();
 	push.label = (char *)label;
 	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_PUSH;
 	req.volume_push = &push;
-	r = push_wait(&a, &req, image, "push", &reply, &err);
+	r = dm_find(cli->conf.cache, argv[0], &d, &err) ?:
+	    push_wait(&a, &req, d.volume, "push", &reply, &err);
 	if (!r)
-		push_show(image, reply.header->volume_push, json);
+		push_show(d.image, reply.header->volume_push, json);
 	net_reply_free(&reply);
 	agent_close(&a);
 	return r ? cli_fail(&err) : EXIT_OK;
@@ -297,19 +277,19 @@ static int push_run(struct cli *cli, const struct verb *verb, int argc, char **a
 
 /* ---- detach ---- */
 
-static int detach(struct agent_link *a, const char *image, bool no_push, bool discard,
+static int detach(struct agent_link *a, const char *volume, bool no_push, bool discard,
 		  struct net_reply *reply, struct error *err)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__VolumeDetach body = VMDEDUP__VOLUME_DETACH__INIT;
 
-	body.name = (char *)image;
+	body.name = (char *)volume;
 	body.no_push = no_push;
 	body.discard = discard;
 	body.nonce = agent_nonce();
 	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_DETACH;
 	req.volume_detach = &body;
-	return push_wait(a, &req, image, "detach", reply, err);
+	return push_wait(a, &req, volume, "detach", reply, err);
 }
 
 static int detach_run(struct cli *cli, const struct verb *verb, int argc, char **argv)
@@ -321,10 +301,10 @@ static int detach_run(struct cli *cli, const struct verb *verb, int argc, char *
 		OPT_FLAG("json", &json, "print JSON"),
 		OPT_END
 	};
-	char image[256], device[128];
 	struct net_reply reply = { 0 };
 	struct error err = { 0 };
 	struct agent_link a;
+	struct dm_named d;
 	int code, r;
 
 	if (!cli_options(verb, opts, &argc, &argv, 1, 1, &code))
@@ -334,17 +314,17 @@ static int detach_run(struct cli *cli, const struct verb *verb, int argc, char *
 	if (r)
 		return cli_fail(&err);
 	cli_catch_signals();
-	dm_image_of(argv[0], image, device);
-	if (*device)
-		r = dm_volume_remove(device, &err);
+	r = dm_find(cli->conf.cache, argv[0], &d, &err);
+	if (!r && *d.device)
+		r = dm_volume_remove(d.device, &err);
 	if (!r)
-		r = detach(&a, image, no_push, discard, &reply, &err);
+		r = detach(&a, d.volume, no_push, discard, &reply, &err);
 	if (!r && json)
-		push_show(image, reply.header->volume_push, true);
+		push_show(d.image, reply.header->volume_push, true);
 	else if (!r && reply.header->volume_push->blocks)
-		push_show(image, reply.header->volume_push, false);
+		push_show(d.image, reply.header->volume_push, false);
 	if (!r && !json)
-		printf("detached %s\n", image);
+		printf("detached %s\n", d.image);
 	net_reply_free(&reply);
 	agent_close(&a);
 	return r ? cli_fail(&err) : EXIT_OK;
@@ -372,10 +352,11 @@ static const char *flags_text(uint32_t flags, char text[96])
 }
 
 static const struct dm_volume *device_of(const struct dm_volume *volumes, size_t count,
-					 const char *image)
+					 const ProtobufCBinaryData *image)
 {
 	for (size_t i = 0; i < count; i++)
-		if (!strcmp(volumes[i].image, image))
+		if (image->len == sizeof(volumes[i].uuid.b) &&
+		    !memcmp(volumes[i].uuid.b, image->data, image->len))
 			return &volumes[i];
 	return NULL;
 }
@@ -410,7 +391,7 @@ static void ls_show(const Vmdedup__VolumeListReply *list, const struct dm_volume
 
 	for (size_t i = 0; i < list->n_volumes; i++) {
 		const Vmdedup__Volume *v = list->volumes[i];
-		const struct dm_volume *dev = device_of(devices, count, v->name);
+		const struct dm_volume *dev = device_of(devices, count, &v->image);
 		char size[32], dirty[32], oldest[32], flags[96], root[16];
 
 		if (json) {
@@ -449,10 +430,10 @@ static int ls_run(struct cli *cli, const struct verb *verb, int argc, char **arg
 	r = agent_open(&a, &cli->conf, &err);
 	if (r)
 		return cli_fail(&err);
-	r = volumes_ask(&a, &reply, &err);
+	r = agent_volumes(&a, &reply, &err);
 	if (!r) {
 		/* Without the device mapper there are no devices to show, and that is all. */
-		dm_volume_list(&devices, &count, NULL);
+		dm_volume_list(cli->conf.cache, &devices, &count, NULL);
 		ls_show(reply.header->volume_list, devices, count, json);
 	}
 	net_reply_free(&reply);

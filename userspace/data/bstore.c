@@ -407,14 +407,14 @@ bool bstore_is_unstamped(struct bstore *st)
 
 /* ---- space and figures ---- */
 
-int bstore_budget(struct bstore *st, uint64_t *bytes)
+int bstore_budget(struct bstore *st, uint64_t pending, uint64_t *bytes)
 {
 	uint64_t room, used = lumps_bytes(st->lumps) + index_file_bytes(st->ix);
 	int r = st->disk.ops->space(st->disk.ctx, st->dirfd, &room);
 
 	if (r)
 		return r;
-	room = room > st->reserve ? room - st->reserve : 0;
+	room = room > st->reserve + pending ? room - st->reserve - pending : 0;
 	if (st->capacity)
 		room = MIN(room, st->capacity > used ? st->capacity - used : 0);
 	*bytes = room;
@@ -452,7 +452,7 @@ int bstore_stat(struct bstore *st, struct bstore_stat *stat)
 		.commits = st->commits,
 		.bad = st->bad,
 	};
-	r = bstore_budget(st, &stat->free);
+	r = bstore_budget(st, 0, &stat->free);
 	stat->capacity = stat->lump_bytes + stat->index_bytes + stat->free;
 	return r;
 }

@@ -90,9 +90,11 @@ struct bstore_op {
 	bool existed;	      /* out, PUT */
 };
 
-/* All of it is durable when this returns 0; then each op has its own result. On an error no op
- * has been done, each has ->r set, and after an error of the disk the store takes no more
- * commits (see bstore_failed()): whether a sync that failed can be repeated is not known. */
+/* All of it is durable when this returns 0; then each op has its own result: -ENOSPC also for a TOUCH, a
+ * PUT of what is there, and a DELETE, when the index may have no room for it. On an error each op has ->r
+ * set and must be taken as not done; after an error of the disk the store takes no more commits (see
+ * bstore_failed()): whether a sync that failed can be repeated is not known. While the disk has little
+ * room this takes several transactions, in order; those before the one that failed are done. */
 int bstore_commit(struct bstore *st, struct bstore_op *ops, size_t count);
 int bstore_failed(struct bstore *st); /* 0, or why the store only reads; any thread */
 

@@ -38,8 +38,9 @@ struct bstore {
 /* bstore.c */
 int bstore_write_identity(struct bstore *st, struct error *err);
 uint64_t bstore_new_incarnation(uint64_t old);
-/* Bytes that new records may take now: disk, reserve, capacity. */
-int bstore_budget(struct bstore *st, uint64_t *bytes);
+/* Bytes that new records may take now: disk, reserve, capacity. @pending: what else the index may take of
+ * the disk. */
+int bstore_budget(struct bstore *st, uint64_t pending, uint64_t *bytes);
 void bstore_publish_info(struct bstore *st);
 /* The epoch that counts: a rebuilt index knows lower bounds only. */
 static inline uint64_t bstore_effective_epoch(const struct bstore *st, uint16_t shard,

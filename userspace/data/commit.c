@@ -13,6 +13,11 @@
 /* What one new block may add to the index: a leaf and a branch copied, before old pages are
  * used again. */
 #define INDEX_GROWTH 8192
+/* When the disk has hardly any room, reserve and all: blocks that are there are stamped no more, so that there
+ * is some for deletions, this many at once; and below that it cannot be said whether a commit fits. */
+#define SMALL_BATCH  64
+#define DELETE_ROOM  (2 * SMALL_BATCH * INDEX_GROWTH)
+#define STAMP_ROOM   (4 * DELETE_ROOM)
 
 enum todo {
 	TODO_NOTHING, /* ->r and ->epoch are final */
@@ -29,6 +34,7 @@ struct plan {
 	uint16_t shard;
 	struct plan *leader;	/* TODO_FOLLOW */
 	bool replaces;		/* TODO_APPEND: @old is there, but damaged */
+	bool row_lost;		/* TODO_APPEND: a row is there, but does not say what it named */
 	struct index_block old;
 	struct lump *lump;	/* TODO_APPEND, once it is written */
 	uint32_t offset;
@@ -38,10 +44,13 @@ struct plan {
 struct batch {
 	struct bstore *st;
 	struct plan *plans;
-	struct plan **order; /* by fingerprint, domain, position: a shard's blocks together */
+	/* By fingerprint (a shard's blocks together), domain, STORE_BAD before what may rely on the
+	 * record, position. */
+	struct plan **order;
 	uint8_t (*headers)[RECORD_HEADER_SIZE];
 	size_t count;
 	size_t to_append;
+	size_t to_change; /* rows of blocks that are there */
 	bool moves;	/* compaction: may use half of the reserve */
 	bool dirty;	/* the index must change */
 	bool uncertain; /* the transaction was handed to the disk: committed or not */
@@ -56,7 +65,23 @@ static int plan_compare(const void *a, const void *b)
 		return c;
 	if (x->op->domain != y->op->domain)
 		return x->op->domain < y->op->domain ? -1 : 1;
+	if ((x->op->kind == STORE_BAD) != (y->op->kind == STORE_BAD))
+		return x->op->kind == STORE_BAD ? -1 : 1;
 	return x < y ? -1 : x > y;
+}
+
+static bool is_same_block(const struct plan *x, const struct plan *y)
+{
+	return x->op->domain == y->op->domain && fp_equal(&x->op->fp, &y->op->fp);
+}
+
+/* Does this batch say that the record is bad? @bad: the first of the block's in order. */
+static bool is_told_bad(struct plan *const *bad, struct plan *const *end, const struct index_block *row)
+{
+	for (; bad < end && (*bad)->op->kind == STORE_BAD; bad++)
+		if ((*bad)->op->lump == row->lump && (*bad)->op->offset == row->offset)
+			return true;
+	return false;
 }
 
 static void raise_epoch(struct batch *b, uint16_t shard, uint64_t epoch, bool stamp)
@@ -100,7 +125,8 @@ static void plan_put(struct batch *b, struct plan *p, int found)
 		p->todo = p->old.epoch < p->op->epoch ? TODO_RAISE : TODO_NOTHING;
 		return;
 	}
-	p->replaces = !found;
+	p->row_lost = found == -EUCLEAN || (!found && !p->old.stored_len);
+	p->replaces = !found && !p->row_lost;
 	p->todo = TODO_APPEND;
 	b->to_append++;
 }
@@ -126,8 +152,11 @@ static bool put_is_sane(const struct bstore_op *op)
 	       (op->codec == CODEC_RAW ? op->len == op->raw_len : op->len <= op->raw_len);
 }
 
-static int plan_one(struct batch *b, struct index_txn *txn, struct plan *p, struct plan *leader)
+/* @group, @at: the block's first op, and @p's place in the batch's order. */
+static int plan_one(struct batch *b, struct index_txn *txn, struct plan *const *group,
+		    struct plan *const *at, struct plan *leader)
 {
+	struct plan *p = *at;
 	struct bstore_op *op = p->op;
 	int found;
 
@@ -165,6 +194,9 @@ static int plan_one(struct batch *b, struct index_txn *txn, struct plan *p, stru
 	found = index_get(txn, op->domain, &op->fp, &p->old);
 	if (found && found != -ENOENT && found != -EUCLEAN)
 		return found;
+	/* The writer took both up at once: a receipt for what is known to be bad must not go out. */
+	if (!found && is_told_bad(group, at, &p->old))
+		p->old.flags |= INDEX_BAD;
 	if (op->kind == STORE_MOVE) {
 		plan_move(b, p, found);
 		return 0;
@@ -180,7 +212,7 @@ static int plan_one(struct batch *b, struct index_txn *txn, struct plan *p, stru
 
 static int plan_all(struct batch *b)
 {
-	struct plan *leader = NULL;
+	struct plan *leader = NULL, **group = b->order;
 	struct index_txn *txn;
 	int r = index_begin(b->st->ix, false, &txn);
 
@@ -190,17 +222,51 @@ static int plan_all(struct batch *b)
 		struct plan *p = b->order[i];
 
 		/* Two ops on one block in a batch: the second follows the first's record. */
-		if (leader && (leader->op->domain != p->op->domain ||
-			       !fp_equal(&leader->op->fp, &p->op->fp)))
+		if (!is_same_block(*group, p)) {
+			group = &b->order[i];
 			leader = NULL;
-		r = plan_one(b, txn, p, leader);
+		}
+		r = plan_one(b, txn, group, &b->order[i], leader);
 		if (p->todo == TODO_APPEND)
 			leader = p;
 		if (p->todo != TODO_NOTHING && p->todo != TODO_FOLLOW)
 			b->dirty = true;
+		b->to_change += p->todo == TODO_RAISE || p->todo == TODO_DELETE ||
+				p->todo == TODO_BAD;
 	}
 	index_abort(txn);
 	return r;
+}
+
+static void say_full(struct bstore *st)
+{
+	if (!st->full)
+		log_warn("%s: full: new blocks are refused until space is made", st->dir);
+	st->full = true;
+}
+
+/* A commit that finds no room for the index would be the store's last: what may not fit is refused. */
+static int refuse_changes(struct batch *b)
+{
+	struct bstore *st = b->st;
+	uint64_t room;
+	int r;
+
+	if (!b->to_change)
+		return 0;
+	r = st->disk.ops->space(st->disk.ctx, st->dirfd, &room);
+	if (r || room >= STAMP_ROOM)
+		return r;
+	say_full(st);
+	for (size_t i = 0; i < b->count; i++) {
+		struct plan *p = &b->plans[i];
+
+		if (p->todo == TODO_RAISE || (p->todo == TODO_DELETE && room < DELETE_ROOM)) {
+			p->todo = TODO_NOTHING;
+			p->op->r = -ENOSPC;
+		}
+	}
+	return 0;
 }
 
 /* ---- appending ---- */
@@ -322,13 +388,6 @@ static int run_for(struct batch *b, struct run *run, struct plan *p, size_t at)
 	return 0;
 }
 
-static void say_full(struct bstore *st)
-{
-	if (!st->full)
-		log_warn("%s: full: new blocks are refused until space is made", st->dir);
-	st->full = true;
-}
-
 /* 0, also when there was no room for some (their ->r says so); else the batch has failed. */
 static int append_all(struct batch *b)
 {
@@ -339,7 +398,7 @@ static int append_all(struct batch *b)
 
 	if (!b->to_append)
 		return 0;
-	r = bstore_budget(st, &budget);
+	r = bstore_budget(st, b->to_change * INDEX_GROWTH, &budget);
 	if (r)
 		return r;
 	if (b->moves)
@@ -428,10 +487,22 @@ static int index_append(struct batch *b, struct index_txn *txn, struct index_inf
 		forget_record(b, info, p->shard, &p->old);
 	p->lump->new_live_bytes += record_size(row.stored_len);
 	p->lump->new_live_records++;
-	info->blocks++;
-	info->raw_bytes += row.raw_len;
-	info->stored_bytes += record_size(row.stored_len);
+	if (!p->row_lost) { /* else the block is counted, and it has the same bytes */
+		info->blocks++;
+		info->raw_bytes += row.raw_len;
+		info->stored_bytes += record_size(row.stored_len);
+	}
 	return index_put(txn, p->op->domain, &p->op->fp, &row);
+}
+
+/* How long its block was is not known: as long as the others on an average. */
+static void forget_lost_row(struct index_info *info)
+{
+	if (!info->blocks)
+		return;
+	info->raw_bytes -= info->raw_bytes / info->blocks;
+	info->stored_bytes -= info->stored_bytes / info->blocks;
+	info->blocks--;
 }
 
 /* The epoch is checked again here, in the transaction that deletes. */
@@ -443,6 +514,7 @@ static int index_delete(struct batch *b, struct index_txn *txn, struct index_inf
 
 	if (r == -EUCLEAN) {
 		op->r = 0;
+		forget_lost_row(info);
 		return index_del(txn, op->domain, &op->fp);
 	}
 	if (r) {
@@ -455,7 +527,10 @@ static int index_delete(struct batch *b, struct index_txn *txn, struct index_inf
 		return 0;
 	}
 	op->r = 0;
-	forget_record(b, info, p->shard, &p->old);
+	if (p->old.stored_len)
+		forget_record(b, info, p->shard, &p->old);
+	else
+		forget_lost_row(info);
 	return index_del(txn, op->domain, &op->fp);
 }
 
@@ -591,6 +666,8 @@ static int batch_run(struct batch *b)
 
 	plan_epochs(b);
 	r = plan_all(b);
+	if (!r)
+		r = refuse_changes(b);
 	if (r)
 		return r;
 	r = append_all(b);
@@ -652,26 +729,59 @@ static void count_ops(struct bstore *st, struct batch *b)
 	bstore_publish_info(st);
 }
 
-int bstore_commit(struct bstore *st, struct bstore_op *ops, size_t count)
+static int commit_once(struct bstore *st, struct bstore_op *ops, size_t count)
 {
 	struct batch b;
 	int r = bstore_failed(st);
 
-	if (!count)
+	if (!count || r)
 		return r;
-	if (!r)
-		r = batch_init(&b, st, ops, count);
-	else
-		b = (struct batch){ 0 };
+	r = batch_init(&b, st, ops, count);
 	if (!r)
 		r = batch_run(&b);
-	if (r)
-		for (size_t i = 0; i < count; i++)
-			ops[i].r = r;
-	else
+	if (!r)
 		count_ops(st, &b);
 	free(b.plans);
 	free(b.order);
 	free(b.headers);
+	return r;
+}
+
+/*
+ * How many of @ops one transaction shall hold. It copies each page that it changes, and what it copied is free
+ * for later ones only: scattered over a large index, thousands of stamps take as many pages. They get half
+ * of what the disk has, reserve and all. The shards of a map are not parted: see STORE_STAMP.
+ */
+static int next_count(struct bstore *st, const struct bstore_op *ops, size_t count, size_t *next)
+{
+	uint64_t room, blocks = 0;
+	size_t n = 0;
+	int r = 0;
+
+	*next = count;
+	if (count <= SMALL_BATCH)
+		return 0;
+	r = st->disk.ops->space(st->disk.ctx, st->dirfd, &room);
+	for (; !r && n < count; n++)
+		if (ops[n].kind != STORE_EPOCH && ops[n].kind != STORE_STAMP &&
+		    blocks++ == MAX(room / 2 / INDEX_GROWTH, SMALL_BATCH))
+			break;
+	*next = n;
+	return r;
+}
+
+int bstore_commit(struct bstore *st, struct bstore_op *ops, size_t count)
+{
+	size_t done = 0, n;
+	int r;
+
+	do {
+		r = next_count(st, ops + done, count - done, &n);
+		if (!r)
+			r = commit_once(st, ops + done, n);
+		done += n;
+	} while (!r && done < count);
+	for (size_t i = 0; r && i < count; i++)
+		ops[i].r = r;
 	return r;
 }

@@ -129,6 +129,59 @@ static int move_some(struct bstore *st, struct lump *l, uint64_t max_bytes)
 	return r;
 }
 
+/* ---- counting again ---- */
+
+struct recount {
+	uint32_t number;
+	struct index_lump row;
+	bool unknown; /* what a row of the shard named */
+};
+
+static int recount_row(void *arg, uint32_t domain, const struct fp *fp, const struct index_block *b)
+{
+	struct recount *rc = arg;
+
+	if (!b || !b->stored_len) {
+		rc->unknown = true;
+	} else if (b->lump == rc->number) {
+		rc->row.live_bytes += record_size(b->stored_len);
+		rc->row.live_records++;
+	}
+	return 0;
+}
+
+/*
+ * Where a damaged row of the index was replaced or deleted, the lump that it named counts one too many. But
+ * while there are damaged rows in the shard, the lump may have the last copies of their blocks: a rebuild
+ * would find them.
+ */
+static int recount(struct bstore *st, struct lump *l)
+{
+	struct recount rc = { .number = l->number, .row = { .end = l->end } };
+	struct index_txn *txn;
+	uint32_t domain = 0;
+	int r = index_begin(st->ix, false, &txn);
+
+	if (r)
+		return r;
+	while (!(r = index_next_domain(txn, &domain))) {
+		r = index_walk_blocks(txn, domain, l->shard, NULL, recount_row, &rc);
+		if (r || ++domain == 0)
+			break;
+	}
+	index_abort(txn);
+	if (r && r != -ENOENT)
+		return r;
+	if (rc.unknown || rc.row.live_records == l->live_records)
+		return 0;
+	r = change_row(st, l->shard, l->number, &rc.row);
+	if (r)
+		return r;
+	l->live_bytes = rc.row.live_bytes;
+	l->live_records = rc.row.live_records;
+	return 0;
+}
+
 static bool wants_compaction(const struct lump *l)
 {
 	uint64_t used = l->end > LUMP_HEADER_SIZE ? l->end - LUMP_HEADER_SIZE : 0;
@@ -163,11 +216,20 @@ int bstore_compact(struct bstore *st, uint64_t max_bytes)
 	l->sealed = true; /* copies must go elsewhere */
 	/* Also with no live record by the count: the lump is removed only when a scan agrees. */
 	r = move_some(st, l, max_bytes);
+	if (r == -EIO && !bstore_failed(st)) {
+		l->unmovable = true; /* others can be moved */
+		return 1;
+	}
 	if (r)
 		return r;
-	if (l->live_records) {
+	if (l->live_records)
+		r = recount(st, l);
+	if (r)
+		return r;
+	if (l->live_records || l->unreadable) {
 		/* Only damaged records are named here any more: their blocks are marked when they
-		 * are read or scrubbed, and a PUT then replaces them. */
+		 * are read or scrubbed, and a PUT then replaces them. And what a scan could not see, it
+		 * does not agree to lose: a rebuild of the index may not have seen it either. */
 		l->unmovable = true;
 		return 1;
 	}

@@ -4,6 +4,10 @@
  * committed here. One thread owns the connections to the other data servers. A job waits for them
  * for a bounded time: a replica that has not answered by then is left out of the receipts, and the
  * meta server takes it from there (meta/membership.h).
+ *
+ * Maps that differ: a replica whose map is older waits for the newer one before it refuses (handle.c).
+ * Where it is ours that is older, what was forwarded by it is to be sent again by the client, with a
+ * newer map, for which we wait then.
  */
 #include <errno.h>
 #include <poll.h>
@@ -160,6 +164,15 @@ static void report(struct forwarder *f, uint32_t server)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static void refused_by_map(struct message *m, const Vmdedup__MapReply *theirs)
+{
+	/* We could not get the newer map: then the replica is left out. */
+	if (m->job->late || theirs->version <= topology_map(m->job->topology)->version)
+		return;
+	for (size_t i = 0; i < m->nr; i++)
+		m->job->copies[m->index[i]].again = true;
+}
+
 static void answered(void *arg, int r, struct net_reply *reply)
 {
 	struct message *m = arg;
@@ -173,6 +186,8 @@ static void answered(void *arg, int r, struct net_reply *reply)
 		report(m->f, m->peer->id);
 	}
 	if (h && h->error == ESTALE) {
+		if (h->body_case == VMDEDUP__REPLY__BODY_MAP)
+			refused_by_map(m, h->map);
 		pthread_mutex_lock(&m->f->s->lock);
 		m->f->s->want_map = true;
 		pthread_mutex_unlock(&m->f->s->lock);
@@ -265,7 +280,9 @@ static struct peer *peer_get(struct forwarder *f, uint32_t id)
 	if (!p->client) {
 		p->client = net_client_new(f->s->net, p->endpoint, p->has_key ? p->key : NULL,
 					   "data", &err);
-		if (!p->client)
+		if (p->client)
+			net_client_need_no_room(p->client); /* two would wait for each other */
+		else
 			log_warn("data server %s: %s", p->endpoint, err.text);
 	}
 	return p->client ? p : NULL;

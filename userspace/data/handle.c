@@ -73,18 +73,92 @@ static bool refuse_before_join(struct data_server *s, struct net_request *req, u
 	return true;
 }
 
+static size_t payload_of(const struct net_request *req)
+{
+	size_t bytes = 0, len;
+
+	for (size_t i = 0; i < net_request_nr_frames(req); i++) {
+		net_request_frame(req, i, &len);
+		bytes += len;
+	}
+	return bytes;
+}
+
+/*
+ * By an older map it would be stored for replicas of before, and those of now, who miss it, would be stale
+ * until they have been reconciled. The map comes within a few ticks; when it does not, what there is
+ * must do: the meta server may be away, and sorts out who has what (meta/membership.h).
+ */
+static bool wait_for_map(struct data_server *s, struct net_request *req, uint64_t version)
+{
+	size_t bytes;
+
+	if (s->late || version <= topology_map(s->topology)->version || s->nr_early == MAX_EARLY)
+		return false;
+	bytes = payload_of(req);
+	if (s->early_bytes + bytes > MAX_EARLY_BYTES)
+		return false;
+	s->early_bytes += bytes;
+	s->early[s->nr_early++] = (struct early){
+		.req = req, .version = version, .bytes = bytes,
+		.until_ms = clock_mono_ns() / 1000000 + MAP_WAIT_MS,
+	};
+	return true;
+}
+
+/* Takes out the first that need not wait any more. */
+static bool early_next(struct data_server *s, struct early *out, bool *late)
+{
+	uint64_t now = clock_mono_ns() / 1000000;
+
+	for (size_t i = 0; i < s->nr_early; i++) {
+		*out = s->early[i];
+		*late = out->version > topology_map(s->topology)->version;
+		if (*late && now < out->until_ms)
+			continue;
+		s->early_bytes -= out->bytes;
+		s->nr_early--;
+		memmove(&s->early[i], &s->early[i + 1], (s->nr_early - i) * sizeof(*out));
+		return true;
+	}
+	return false;
+}
+
+void server_refuse_early(struct data_server *s)
+{
+	while (s->nr_early)
+		net_reply_error(s->early[--s->nr_early].req, EAGAIN, "the data server %s is ending",
+				s->endpoint);
+	s->early_bytes = 0;
+}
+
+/* One at a time: what is handled may wait for room, and get here again by a map that comes meanwhile. */
+void server_take_early(struct data_server *s)
+{
+	struct early e;
+	bool late;
+
+	while (early_next(s, &e, &late)) {
+		s->late = late;
+		server_handle(s, e.req);
+		s->late = false;
+	}
+}
+
 /*
  * Who asks for a shard that has no replica here gets the map, and nothing is done. What else has
  * changed between two maps does no harm: it is this server that stamps and forwards, by its own.
+ * A replica that forwards by a newer map may wait for this server to have that: @version, else 0.
  */
-static bool refuse_shards(struct data_server *s, struct job *job)
+static bool refuse_shards(struct data_server *s, struct job *job, uint64_t version)
 {
 	const Vmdedup__MapReply *map = topology_map(job->topology);
 
 	for (size_t i = 0; i < job->nr; i++) {
 		if (topology_place(map, fp_shard(&job->ops[i].fp), job->topology->id))
 			continue;
-		send_map(s, job->req);
+		if (!wait_for_map(s, job->req, version))
+			send_map(s, job->req);
 		job_free(job);
 		return true;
 	}
@@ -97,6 +171,25 @@ static bool refuse_domain(struct data_server *s, struct net_request *req, uint32
 		return false;
 	s->refresh = true;
 	net_reply_error(req, EINVAL, "there is no domain %u", domain);
+	return true;
+}
+
+/*
+ * Who becomes current by what this disk has means this one: an empty disk behind the same address would
+ * have him take everything for deleted.
+ */
+static bool refuse_disk(struct data_server *s, struct net_request *req,
+			const ProtobufCBinaryData *disk)
+{
+	const struct uuid *mine = bstore_disk(s->store);
+
+	if (!disk->len)
+		return false;
+	if (refuse_before_join(s, req, 0))
+		return true;
+	if (disk->len == sizeof(mine->b) && !memcmp(disk->data, mine->b, disk->len))
+		return false;
+	net_reply_error(req, ESTALE, "another disk is here now");
 	return true;
 }
 
@@ -167,6 +260,8 @@ static void handle_put(struct data_server *s, struct net_request *req, const Vmd
 				put->n_blocks, net_request_nr_frames(req), PROTO_MAX_BLOCKS);
 		return;
 	}
+	if (!put->forwarded && wait_for_map(s, req, put->map_version))
+		return;
 	job = job_new(s, req, JOB_PUT, put->n_blocks);
 	if (!job)
 		return;
@@ -185,7 +280,8 @@ static void handle_put(struct data_server *s, struct net_request *req, const Vmd
 		return;
 	}
 	job->forwarded = put->forwarded;
-	if (refuse_shards(s, job) || refuse_backlog(s, job))
+	job->late = s->late;
+	if (refuse_shards(s, job, put->map_version) || refuse_backlog(s, job))
 		return;
 	if (forward_prepare(job)) {
 		out_of_memory(job);
@@ -202,12 +298,15 @@ static void handle_touch(struct data_server *s, struct net_request *req,
 	if (refuse_before_join(s, req, touch->map_version) ||
 	    refuse_domain(s, req, touch->domain) || refuse_fps(req, &touch->fingerprints, PROTO_MAX_TOUCH))
 		return;
+	if (!touch->forwarded && wait_for_map(s, req, touch->map_version))
+		return;
 	job = job_new(s, req, JOB_TOUCH, touch->fingerprints.len / FP_SIZE);
 	if (!job)
 		return;
 	copy_fps(job, &touch->fingerprints, STORE_TOUCH, touch->domain);
 	job->forwarded = touch->forwarded;
-	if (refuse_shards(s, job))
+	job->late = s->late;
+	if (refuse_shards(s, job, touch->map_version))
 		return;
 	if (forward_prepare(job) || forward_snapshot(job)) {
 		out_of_memory(job);
@@ -250,7 +349,8 @@ static void handle_get(struct data_server *s, struct net_request *req, const Vmd
 	struct job *job;
 
 	/* Version 0 reads from whoever has the block, joined or not. */
-	if (get->map_version && refuse_before_join(s, req, get->map_version))
+	if ((get->map_version && refuse_before_join(s, req, get->map_version)) ||
+	    refuse_disk(s, req, &get->disk))
 		return;
 	if (refuse_fps(req, &get->fingerprints, max < PROTO_MAX_BLOCKS ? max : PROTO_MAX_BLOCKS))
 		return;
@@ -264,7 +364,7 @@ static void handle_get(struct data_server *s, struct net_request *req, const Vmd
 		return;
 	}
 	copy_fps(job, &get->fingerprints, STORE_TOUCH, get->domain);
-	if (get->map_version && refuse_shards(s, job))
+	if (get->map_version && refuse_shards(s, job, 0))
 		return;
 	redirect_some(s, job, get);
 	server_submit(s, job);
@@ -293,7 +393,8 @@ static void handle_list(struct data_server *s, struct net_request *req,
 	struct job *job;
 
 	/* Before the meta server knows whose content this is now, nobody may become current by it. */
-	if (refuse_before_join(s, req, 0) || refuse_shard(req, list->shard))
+	if (refuse_before_join(s, req, 0) || refuse_disk(s, req, &list->disk) ||
+	    refuse_shard(req, list->shard))
 		return;
 	if (list->after.len && list->after.len != FP_SIZE) {
 		net_reply_error(req, EINVAL, "SHARD_LIST: bad cursor");
@@ -435,6 +536,7 @@ static void handle_ping(struct data_server *s, struct net_request *req, const Vm
 	pong.damaged = st.damaged;
 	pong.healed = st.healed;
 	pong.dropped_blocks = st.dropped;
+	pong.open_keys = net_ctx_keys_are_open(s->net);
 	reply.body_case = VMDEDUP__REPLY__BODY_PING;
 	reply.ping = &pong;
 	net_reply_send(req, &reply, NULL, 0);

@@ -467,7 +467,7 @@ int index_walk_blocks(struct index_txn *t, uint32_t domain, uint16_t shard, cons
 				 const struct index_block *b),
 		      void *arg)
 {
-	struct fp first = { { (uint8_t)(shard >> 2), (uint8_t)(shard << 6) } };
+	struct fp first, last;
 	uint8_t key[BLOCK_KEY_SIZE];
 	MDB_val k = { sizeof(key), key }, v;
 	MDB_cursor *cur;
@@ -475,6 +475,7 @@ int index_walk_blocks(struct index_txn *t, uint32_t domain, uint16_t shard, cons
 
 	if (rc)
 		return index_errno(rc);
+	fp_shard_range(shard, &first, &last);
 	if (after && memcmp(after, &first, sizeof(first)) < 0)
 		after = NULL;
 	block_key(key, domain, after ? after : &first);

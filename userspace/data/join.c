@@ -10,6 +10,11 @@
 #include "data/server_priv.h"
 #include "net/net.h"
 
+static uint64_t now_ms(void)
+{
+	return clock_mono_ns() / 1000000;
+}
+
 /* ---- topology ---- */
 
 void topology_put(struct topology *t)
@@ -161,7 +166,7 @@ void join_map_done(struct data_server *s, struct job *job)
 
 	s->map_pending = false;
 	if (job->r) {
-		s->next_join_ms = 0;
+		s->next_join_ms = MIN(s->next_join_ms, now_ms() + JOIN_RETRY_MS);
 		return;
 	}
 	topology_put(s->topology);
@@ -173,6 +178,7 @@ void join_map_done(struct data_server *s, struct job *job)
 	topology_put(s->known);
 	s->newest = s->known = s->topology;
 	pthread_mutex_unlock(&s->lock);
+	server_take_early(s);
 	if (first)
 		log_info("data server %s: joined as server %u, map version %llu", s->endpoint,
 			 s->topology->id,
@@ -184,11 +190,6 @@ void join_map_done(struct data_server *s, struct job *job)
 static struct net_client *meta_now(struct data_server *s)
 {
 	return s->metas.clients[s->metas.now];
-}
-
-static uint64_t now_ms(void)
-{
-	return clock_mono_ns() / 1000000;
 }
 
 static void failed(struct data_server *s, int r, const char *what)
@@ -212,6 +213,10 @@ static void joined(void *arg, int r, struct net_reply *reply)
 		return;
 	metas_answered(&s->metas, r, r ? NULL : reply->header);
 	if (r || reply->header->error) {
+		/* Another process has joined with this disk since, and be it a copy's, or one whose
+		 * JOIN came late. It is we who live: as a new process, whose disk is reconciled. */
+		if (!r && reply->header->error == ESTALE)
+			uuid_generate(&s->session);
 		failed(s, r ? r : -reply->header->error, r ? NULL : reply->header->error_text);
 		goto free;
 	}
@@ -336,7 +341,7 @@ static void take_hints(struct data_server *s, uint64_t now)
 	pthread_mutex_lock(&s->lock);
 	report.server = s->accused;
 	s->accused = 0;
-	s->refresh |= s->want_map;
+	s->refresh |= s->want_map || s->nr_early;
 	s->want_map = false;
 	pthread_mutex_unlock(&s->lock);
 	if (s->refresh)
@@ -355,11 +360,13 @@ void join_tick(struct data_server *s)
 {
 	uint64_t now = now_ms();
 
+	server_take_early(s);
 	if (!s->metas.nr)
 		return;
 	metas_run(&s->metas);
 	take_hints(s, now);
-	if (s->asking || s->map_pending)
+	/* A store that takes no commits can take no map; and a JOIN would say that the server is up. */
+	if (s->asking || s->map_pending || bstore_failed(s->store))
 		return;
 	if (now >= s->next_join_ms)
 		ask_join(s);

@@ -32,6 +32,7 @@ struct lump {
 	bool sealed;	       /* nothing is appended any more */
 	bool removing;	       /* nothing live, and the file may be gone */
 	bool unmovable;	       /* compaction found records that it cannot read */
+	bool unreadable;       /* a scan found sectors that cannot be read */
 	/* The writer's, of the commit under way; see lumps_settle(): */
 	bool touched;
 	bool created;

@@ -13,6 +13,7 @@
 
 #include "base/config.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "data/server.h"
 #include "lib/key.h"
 #include "net/net.h"
@@ -224,6 +225,7 @@ static int run(struct options *o, const struct config *conf, struct error *err)
 	net = net_ctx_new(conf->curve_secret, conf->curve_clients, err);
 	if (!net)
 		return err->code;
+	net_ctx_warn_of_open_keys(net);
 	s = data_server_open(net, &d, err);
 	r = s ? bind_all(s, o, err) : err->code;
 	if (!r)
@@ -242,6 +244,7 @@ int main(int argc, char **argv)
 
 	if (r)
 		return r < 0 ? 2 : 0;
+	memory_keep(MEMORY_KEEP);
 	r = config_load(&conf, o.conf, &err);
 	if (r) {
 		log_error("%s", err.text);

@@ -18,6 +18,7 @@ struct shard_round {
 	uint16_t shard;
 	uint32_t domain;
 	uint64_t epoch; /* that this shard stamps at least */
+	size_t damaged; /* there, of all domains */
 	/* what is here, in order, a page at a time */
 	size_t at, nr;
 	bool more;
@@ -154,9 +155,9 @@ static int fetch_missing(struct shard_round *sr)
 		note_left(sr, sr->nr_missing - i);
 		r = repair_fetch(sr->rp, sr->src, sr->domain, sr->missing + i * FP_SIZE,
 				 MIN(max, sr->nr_missing - i), &got);
-		/* Absent: deleted there since. Damaged there: it heals itself, then again. */
-		if (!r && got.damaged)
-			r = -EIO;
+		/* Absent: deleted there since. Damaged there: it may heal itself, then again; the
+		 * others do not wait for that, for it may be the only one that has them. */
+		sr->damaged += got.damaged;
 	}
 	note_left(sr, 0);
 	return r;
@@ -182,6 +183,7 @@ static int reconcile_domain(struct shard_round *sr)
 
 	ask.shard = sr->shard;
 	ask.domain = sr->domain;
+	ask.disk = (ProtobufCBinaryData){ sizeof(sr->src->disk), sr->src->disk };
 	req.body_case = VMDEDUP__REQUEST__BODY_SHARD_LIST;
 	req.shard_list = &ask;
 	while (!r && more) {
@@ -215,8 +217,11 @@ int reconcile_shard(struct repair *rp, uint16_t shard, struct source *src)
 
 	for (size_t i = 0; !r && i < join->n_domains; i++) {
 		*sr = (struct shard_round){ .rp = rp, .src = src, .shard = shard,
-					    .domain = join->domains[i]->id, .epoch = sr->epoch };
+					    .domain = join->domains[i]->id, .epoch = sr->epoch,
+					    .damaged = sr->damaged };
 		r = reconcile_domain(sr);
 	}
+	if (!r && sr->damaged)
+		r = -EIO;
 	return r;
 }

@@ -12,6 +12,7 @@
 #include "data/bstore_priv.h"
 
 #define WINDOW	  (4U << 20) /* of a scan; more than the largest record */
+#define SECTOR	  4096	     /* what cannot be read is looked for in pieces of this size */
 #define CHUNK_MAX 16384	     /* records named by one transaction of a rebuild */
 
 /* ---- scanning one lump ---- */
@@ -26,18 +27,36 @@ struct scan {
 	uint8_t *window;
 };
 
-/* @len bytes at @offset, which the file has. */
-static int scan_bytes(struct scan *s, uint64_t offset, size_t len, const uint8_t **bytes)
+/* As much of @want bytes at @offset as there is before the first sector that cannot be read. */
+static int read_window(struct scan *s, uint64_t offset, size_t want)
 {
-	if (offset < s->start || offset + len > s->start + s->filled) {
-		size_t want = (size_t)MIN(s->size - offset, WINDOW);
-		int r = disk_read(&s->st->disk, s->fd, s->window, want, offset);
+	size_t n;
+	int r = disk_read(&s->st->disk, s->fd, s->window, want, offset);
 
-		s->filled = 0;
-		if (r)
-			return r;
-		s->start = offset;
-		s->filled = want;
+	s->start = offset;
+	s->filled = r ? 0 : want;
+	if (r != -EIO)
+		return r;
+	for (r = 0; !r && s->filled < want; s->filled += r ? 0 : n) {
+		n = MIN(SECTOR - (offset + s->filled) % SECTOR, want - s->filled);
+		r = disk_read(&s->st->disk, s->fd, s->window + s->filled, n, offset + s->filled);
+	}
+	return r == -EIO ? 0 : r;
+}
+
+/* @len bytes at @offset, which the file has. -EIO: a sector cannot be read; *bad: where it ends. */
+static int scan_bytes(struct scan *s, uint64_t offset, size_t len, const uint8_t **bytes,
+		      uint64_t *bad)
+{
+	int r = 0;
+
+	if (offset < s->start || offset + len > s->start + s->filled)
+		r = read_window(s, offset, (size_t)MIN(s->size - offset, WINDOW));
+	if (r)
+		return r;
+	if (s->filled < len) {
+		*bad = ((offset + s->filled) / SECTOR + 1) * SECTOR;
+		return -EIO;
 	}
 	*bytes = s->window + (offset - s->start);
 	return 0;
@@ -48,6 +67,7 @@ static int scan_record(struct scan *s, uint64_t offset, struct record *rec, uint
 {
 	struct record_place place = { &s->st->uuid, s->lump->shard, s->lump->number,
 				      (uint32_t)offset };
+	uint64_t bad;
 	const uint8_t *p;
 	int r;
 
@@ -56,7 +76,12 @@ static int scan_record(struct scan *s, uint64_t offset, struct record *rec, uint
 		*skip = (uint32_t)(s->size - offset);
 		return 0;
 	}
-	r = scan_bytes(s, offset, RECORD_HEADER_SIZE, &p);
+	r = scan_bytes(s, offset, RECORD_HEADER_SIZE, &p, &bad);
+	if (r == -EIO) {
+		s->lump->unreadable = true;
+		*skip = (uint32_t)(MIN(bad, s->size) - offset);
+		return 0;
+	}
 	if (r)
 		return r;
 	r = record_decode(rec, &place, p);
@@ -65,9 +90,10 @@ static int scan_record(struct scan *s, uint64_t offset, struct record *rec, uint
 	if (s->size - offset < record_size(rec->stored_len))
 		return 0;
 	*skip = record_size(rec->stored_len);
-	r = scan_bytes(s, offset, *skip, &p);
+	r = scan_bytes(s, offset, *skip, &p, &bad);
+	s->lump->unreadable |= r == -EIO;
 	if (r)
-		return r;
+		return r == -EIO ? 0 : r;
 	/* A bad payload behind a good header: the next record is where the header says. */
 	return crc32c(0, p + RECORD_HEADER_SIZE, rec->stored_len) == rec->payload_crc;
 }
@@ -133,6 +159,7 @@ static int name_one(struct recovery *rv, struct index_txn *txn, struct index_inf
 	struct index_shard *s = &rv->st->shards[f->lump->shard];
 	uint32_t size = record_size(f->rec.stored_len);
 	struct index_block row;
+	bool row_lost;
 	int r = index_get(txn, f->rec.domain, &f->rec.fp, &row);
 
 	f->lump->new_end = (uint64_t)f->offset + size;
@@ -140,7 +167,8 @@ static int name_one(struct recovery *rv, struct index_txn *txn, struct index_inf
 		return 0; /* a second copy: dead space */
 	if (r && r != -ENOENT && r != -EUCLEAN)
 		return r;
-	if (!r) { /* instead of a damaged one */
+	row_lost = r == -EUCLEAN || (!r && !row.stored_len); /* but counted */
+	if (!r && !row_lost) { /* instead of a damaged one */
 		struct lump *old = lumps_find(rv->st->lumps, f->lump->shard, row.lump);
 
 		if (old) {
@@ -167,9 +195,11 @@ static int name_one(struct recovery *rv, struct index_txn *txn, struct index_inf
 	};
 	f->lump->new_live_bytes += size;
 	f->lump->new_live_records++;
-	info->blocks++;
-	info->raw_bytes += row.raw_len;
-	info->stored_bytes += size;
+	if (!row_lost) {
+		info->blocks++;
+		info->raw_bytes += row.raw_len;
+		info->stored_bytes += size;
+	}
 	return index_put(txn, f->rec.domain, &f->rec.fp, &row);
 }
 
@@ -283,10 +313,10 @@ static int check_header(struct bstore *st, struct lump *l, uint64_t size, struct
 	if (size < LUMP_HEADER_SIZE)
 		return 1;
 	r = lumps_read(st->lumps, l->shard, l->number, 0, bytes, sizeof(bytes));
-	if (r)
+	if (r && r != -EIO)
 		return error_set(err, r, "read lump %03x-%08x: %s", l->shard, l->number,
 				 strerror(-r));
-	r = lump_header_decode(&head, bytes);
+	r = r ? r : lump_header_decode(&head, bytes);
 	if (r == -EPROTONOSUPPORT)
 		return error_set(err, r, "lump %03x-%08x was made by a newer vmdedup-data",
 				 l->shard, l->number);
@@ -299,6 +329,19 @@ static int check_header(struct bstore *st, struct lump *l, uint64_t size, struct
 			 "take it away, or put back the disk.uuid that belongs to these lumps",
 			 l->shard, l->number, st->dir, uuid_to_text(&head.disk, uuid), head.shard,
 			 head.number);
+}
+
+/* What cannot be read may be read another day: it is not cut off, and nothing is written behind it. */
+static void keep_unreadable(struct bstore *st, struct lump *l)
+{
+	struct index_shard *s = &st->shards[l->shard];
+
+	l->sealed = true;
+	if (s->next_lump <= l->number) {
+		s->next_lump = l->number + 1;
+		st->shard_dirty[l->shard] = true;
+	}
+	log_error("%s: lump %03x-%08x has sectors that cannot be read", st->dir, l->shard, l->number);
 }
 
 static int recover_lump(struct recovery *rv, struct lump *l, struct error *err)
@@ -324,9 +367,11 @@ static int recover_lump(struct recovery *rv, struct lump *l, struct error *err)
 	if (r)
 		return lumps_remove(st->lumps, l);
 	r = bstore_scan_lump(st, l, from, size, found_record, rv, &end, &damaged);
-	if (!r && end == LUMP_HEADER_SIZE && !l->end)
+	if (!r && l->unreadable)
+		keep_unreadable(st, l);
+	else if (!r && end == LUMP_HEADER_SIZE && !l->end)
 		return lumps_remove(st->lumps, l);
-	if (!r && size > end)
+	else if (!r && size > end)
 		r = lumps_truncate(st->lumps, l, end);
 	if (r)
 		return error_set(err, r, "recover lump %03x-%08x of %s: %s", l->shard, l->number,
@@ -334,7 +379,7 @@ static int recover_lump(struct recovery *rv, struct lump *l, struct error *err)
 	if (damaged)
 		log_warn("%s: lump %03x-%08x: %" PRIu64 " bytes are no record", st->dir, l->shard,
 			 l->number, damaged);
-	if (size > end)
+	if (size > end && !l->unreadable)
 		log_info("%s: lump %03x-%08x: cut off %" PRIu64 " bytes of a commit that was "
 			 "never finished", st->dir, l->shard, l->number, size - end);
 	return 0;

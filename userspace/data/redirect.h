@@ -6,10 +6,11 @@
  * A server hands out a few copies of a block itself. Whoever asks after that is told of up to three
  * that asked before, each of which is named first to a few only. It comes back (@serve) when these
  * have failed, and is served. Named are earlier requesters only, so nobody is sent to wait for
- * one that waits for him; a peer without the block says so at once.
+ * one that waits for him; a peer without the block says so at once. Whoever states its rack is told
+ * of those of the same rack first: a block comes into a rack once or a few times, and spreads there.
  *
  * Bounded: sets of four blocks, of which the one that nobody asked for longest gives way, and
- * REDIRECT_PEERS addresses. It is a memory of hints: any of it may be forgotten. One thread.
+ * addresses likewise. It is a memory of hints: any of it may be forgotten. One thread.
  */
 #ifndef VMDEDUP_DATA_REDIRECT_H
 #define VMDEDUP_DATA_REDIRECT_H
@@ -19,14 +20,15 @@
 #include "proto/peer_address.h"
 
 #define REDIRECT_NAMES	 3	/* peers named in one answer */
-#define REDIRECT_FANOUT	 4	/* how often a peer is the first that is named for a block */
-#define REDIRECT_RING	 64	/* requesters remembered for a block */
-#define REDIRECT_PEERS	 4096
+#define REDIRECT_FANOUT	 2	/* how often a peer is the first that is named for a block; twice
+					 * as often to hosts of its own rack */
+#define REDIRECT_RING	 256	/* requesters remembered for a block */
 #define REDIRECT_TTL_NS	 60000000000ULL	/* after so long without a request a block is forgotten */
 
 struct redirect;
-/* @blocks: remembered at most, about 300 bytes each. NULL: no memory. */
-struct redirect *redirect_new(size_t blocks);
+/* @blocks: remembered at most, about 1,600 bytes each; @peers: 180 bytes each, 65535 at most. NULL: no
+ * memory. */
+struct redirect *redirect_new(size_t blocks, size_t peers);
 void redirect_free(struct redirect *r);
 
 /*

@@ -127,7 +127,8 @@ struct source *repair_source(struct repair *rp, uint32_t id)
 	for (size_t i = 0; i < map->n_servers; i++)
 		if (map->servers[i]->id == id)
 			server = map->servers[i];
-	if (!server || server->state == 2 || server->state == 4) /* down, out */
+	if (!server || server->disk.len != sizeof(src->disk) || server->state == 2 ||
+	    server->state == 4) /* down, out */
 		return NULL;
 	for (size_t i = 0; i < MAX_SOURCES; i++)
 		if (rp->sources[i].used < src->used)
@@ -135,13 +136,16 @@ struct source *repair_source(struct repair *rp, uint32_t id)
 	for (size_t i = 0; i < MAX_SOURCES; i++)
 		if (rp->sources[i].client && rp->sources[i].id == id)
 			src = &rp->sources[i];
-	if (src->client && (src->id != id || strcmp(src->endpoint, server->endpoint)))
+	/* A number is used again when its server was removed. */
+	if (src->client && (src->id != id || strcmp(src->endpoint, server->endpoint) ||
+			    memcmp(src->disk, server->disk.data, sizeof(src->disk))))
 		source_close(src);
 	src->used = ++rp->uses;
 	if (src->client)
 		return src;
 	source_close(src);
 	src->id = id;
+	memcpy(src->disk, server->disk.data, sizeof(src->disk));
 	src->used = rp->uses;
 	src->endpoint = strdup(server->endpoint);
 	if (src->endpoint)
@@ -220,6 +224,7 @@ int repair_fetch(struct repair *rp, struct source *src, uint32_t domain, const u
 	int r;
 
 	get.domain = domain;
+	get.disk = (ProtobufCBinaryData){ sizeof(src->disk), src->disk };
 	get.fingerprints = (ProtobufCBinaryData){ nr * FP_SIZE, (uint8_t *)fps };
 	req.body_case = VMDEDUP__REQUEST__BODY_GET;
 	req.get = &get;
@@ -562,7 +567,7 @@ static bool work(struct repair *rp)
 	struct bad_block bad;
 	bool some = false;
 
-	if (rp->t && rp->metas.nr) {
+	if (rp->t && rp->metas.nr && !bstore_failed(rp->s->store)) {
 		while (!is_ending(rp) && take_bad(rp->s, &bad)) {
 			heal(rp, &bad);
 			some = true;

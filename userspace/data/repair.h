@@ -11,6 +11,7 @@
 
 struct source {
 	uint32_t id;
+	uint8_t disk[16];
 	char *endpoint;
 	struct net_client *client; /* NULL: free */
 	uint64_t used;
@@ -54,7 +55,7 @@ int repair_fetch(struct repair *rp, struct source *src, uint32_t domain, const u
 void repair_pace(struct repair *rp, struct pace *p, uint64_t rate, uint64_t bytes);
 
 /* reconcile.c: all blocks that @src has of the shard are here, stamped no lower, when this returns
- * 0. */
+ * 0; -EIO: all but those that are damaged there. */
 int reconcile_shard(struct repair *rp, uint16_t shard, struct source *src);
 
 #endif

@@ -139,7 +139,7 @@ static int receipts_make(struct receipts *rs, struct data_server *s, struct job 
 		return -ENOMEM;
 	}
 	for (size_t i = 0; i < job->nr; i++)
-		if (is_enough(job, i) && !job->copies[i].missing)
+		if (is_enough(job, i) && !job->copies[i].missing && !job->copies[i].again)
 			good[nr++] = (uint32_t)i;
 	qsort_r(good, nr, sizeof(*good), by_fingerprint, job->ops);
 	fps = rs->fps;
@@ -169,7 +169,7 @@ static int32_t put_error(const struct job *job, size_t i)
 {
 	int r = -job->ops[i].r;
 
-	if (is_enough(job, i))
+	if (is_enough(job, i) && !job->copies[i].again)
 		return 0;
 	return r ? r : EAGAIN;
 }
@@ -199,11 +199,12 @@ free:
 	receipts_free(&rs);
 }
 
-/* Present, and yet not on enough replicas: some that should have it did not answer. */
+/* Present, and yet not on enough replicas: some that should have it did not answer, or are others now. */
 static bool touch_waits(struct job *job)
 {
 	for (size_t i = 0; i < job->nr; i++)
-		if (!job->ops[i].r && !job->copies[i].missing && !is_enough(job, i))
+		if (!job->ops[i].r && !job->copies[i].missing &&
+		    (!is_enough(job, i) || job->copies[i].again))
 			return true;
 	return false;
 }
@@ -230,6 +231,12 @@ static void reply_touch(struct data_server *s, struct job *job)
 			continue;
 		memcpy(missing + touch.missing.len, job->ops[i].fp.b, FP_SIZE);
 		touch.missing.len += FP_SIZE;
+	}
+	/* What is missing comes next. */
+	if (!job->forwarded && touch.missing.len &&
+	    !net_request_expect(job->req, touch.missing.len / FP_SIZE * job->topology->block_size)) {
+		net_reply_error(job->req, EAGAIN, "too many clients write here; try again");
+		goto free;
 	}
 	touch.n_receipts = rs.nr;
 	touch.receipts = rs.pointers;
@@ -320,6 +327,11 @@ static void reply_delete(struct data_server *s, struct job *job)
 		if (job->ops[i].r == -EAGAIN) {
 			net_reply_error(job->req, EAGAIN, "the index was rebuilt: nothing is deleted "
 					"before the meta server has told the epochs");
+			return;
+		}
+		if (job->ops[i].r == -ENOSPC) {
+			net_reply_error(job->req, ENOSPC, "the disk of %s has no room left to change its "
+					"index: make some", s->endpoint);
 			return;
 		}
 		del.deleted += !job->ops[i].r;

@@ -108,6 +108,8 @@ static struct fp_hasher *worker_hasher(struct worker *w, const struct job *job)
 	enum fp_algorithm algorithm = job->topology->algorithm;
 	unsigned int i;
 
+	if (!d) /* what began under a topology that knew it: a backup was restored since */
+		return NULL;
 	for (i = 0; i < ARRAY_SIZE(w->hashers); i++)
 		if (w->hashers[i].hasher && w->hashers[i].domain == job->domain &&
 		    w->hashers[i].algorithm == algorithm)
@@ -509,6 +511,7 @@ static void server_tick(void *ctx)
 static const struct net_server_ops server_ops = {
 	.handle = server_handle,
 	.tick = server_tick,
+	.room = MAX_BYTES_IN,
 };
 
 /* ---- life ---- */
@@ -549,7 +552,7 @@ struct data_server *data_server_open(struct net_ctx *net, const struct data_opti
 	s->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->forward_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->flow = flow_new(flow_below, s);
-	s->redirect = redirect_new(REDIRECT_BLOCKS);
+	s->redirect = redirect_new(REDIRECT_BLOCKS, REDIRECT_PEERS);
 	s->meta = copy_or_empty(o->meta);
 	s->endpoint = copy_or_empty(o->endpoint);
 	s->host = copy_or_empty(o->host);
@@ -631,6 +634,7 @@ int data_server_run(struct data_server *s, struct error *err)
 	if (!r)
 		r = net_server_run(s->server, err);
 	join_end(s);
+	server_refuse_early(s);
 	drain(s);
 	while (nr)
 		pthread_join(threads[--nr], NULL);

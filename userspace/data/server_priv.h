@@ -40,14 +40,22 @@
 #define COMPACT_STEP	  (16U << 20)
 #define TICK_MS		  100
 #define JOIN_TIMEOUT_MS	  5000
-#define REDIRECT_BLOCKS	  65536
+#ifndef REDIRECT_BLOCKS
+#define REDIRECT_BLOCKS	  16384
+#define REDIRECT_PEERS	  16384
+#endif
 #define REDIRECT_COPIES	  1	       /* of a block, before others are sent to who has it */
 #define JOIN_RETRY_MS	  500	       /* after a failure */
+#ifndef JOIN_REPEAT_MS
 #define JOIN_REPEAT_MS	  60000	       /* tells the free space */
+#endif
 #define MAP_REFRESH_MS	  5000
 #define DEFAULT_REPAIR_RATE   (100ULL << 20)
 #define DEFAULT_SCRUB_EVERY_S 604800
 #define MAP_SOON_MS	  200	       /* when something hints at a newer one */
+#define MAP_WAIT_MS	  1500	       /* for a map that whoever writes has already; below FORWARD_MS */
+#define MAX_EARLY	  256	       /* requests that wait for it, */
+#define MAX_EARLY_BYTES	  (64U << 20)  /* and their payload: beyond it none waits */
 #define MAX_FORWARD_BYTES (192U << 20) /* that other replicas have not taken: then PUTs get EAGAIN */
 
 /* What the meta server has told. Immutable once published; counted references. */
@@ -77,6 +85,7 @@ struct job_copies {
 	uint64_t epoch; /* the lowest; UINT64_MAX: nobody */
 	uint8_t have;	/* bit k: place k of its shard in the job's map */
 	bool missing;	/* a replica that should have it has not */
+	bool again;	/* by a newer map somebody else should have it */
 };
 struct job_peer {
 	uint32_t id;
@@ -114,6 +123,7 @@ struct job {
 	size_t max;
 	/* PUT, TOUCH: other replicas */
 	bool forwarded;		    /* one of them sent it */
+	bool late;		    /* it has waited for a newer map, which did not come */
 	unsigned int parts;	    /* that are not done: here, and there; under the lock */
 	struct job *forward_next;
 	struct bstore_op *sent;	    /* ops as they were before the writer had them; NULL: not sent */
@@ -141,6 +151,13 @@ struct bad_block {
 	struct fp fp;
 };
 #define MAX_BAD 1024 /* the others are found by the next scrub */
+
+/* A PUT or TOUCH that came with a newer map than is here. */
+struct early {
+	struct net_request *req;
+	uint64_t version, until_ms;
+	size_t bytes;
+};
 
 struct job_waiter {
 	pthread_mutex_t lock;
@@ -203,6 +220,9 @@ struct data_server {
 	bool asking;		   /* a request to the meta server is under way */
 	bool map_pending;	   /* a JOB_MAP is under way */
 	bool refresh;		   /* a client knows a newer map */
+	struct early early[MAX_EARLY];
+	size_t nr_early, early_bytes;
+	bool late;		   /* the request that is being handled has waited in vain */
 	uint64_t next_join_ms, next_map_ms, asked_map_ms;
 	unsigned int failures;
 	struct uuid session; /* of this process */
@@ -218,6 +238,9 @@ void server_submit(struct data_server *s, struct job *job); /* frees it in the e
 void job_free(struct job *job);
 /* handle.c */
 void server_handle(void *ctx, struct net_request *req);
+/* Requests whose map has come, and those that have waited for long enough. */
+void server_take_early(struct data_server *s);
+void server_refuse_early(struct data_server *s); /* the server ends */
 struct job *server_job_new(struct data_server *s, enum job_kind kind, size_t nr); /* its own */
 /* reply.c */
 void server_reply(struct data_server *s, struct job *job); /* a job that is done */

@@ -268,7 +268,10 @@ static void batch_answered(void *arg, int r, struct net_reply *reply)
 			b->items[i]->bad |= head->error != ENOENT;
 			get_queue(c, b->items[i]);
 		} else {
-			get_accept(c, b->s, b->items[i], head, &reply->frames[frame++]);
+			c->giving = reply;
+			c->giving_frame = frame++;
+			get_accept(c, b->s, b->items[i], head, &reply->frames[c->giving_frame]);
+			c->giving = NULL;
 		}
 	}
 free_batch:
@@ -458,6 +461,13 @@ int cluster_get_served(struct cluster *c, const struct fp *fp, int timeout_ms,
 		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg)
 {
 	return submit(c, fp, true, timeout_ms, got, arg);
+}
+
+struct bytes *cluster_take(struct cluster *c, const void *data, size_t len)
+{
+	if (c->giving && c->giving->frames[c->giving_frame].data == data)
+		return net_reply_take(c->giving, c->giving_frame);
+	return bytes_copy(data, len); /* it was decoded */
 }
 
 struct sync_get {

@@ -108,6 +108,25 @@ int cluster_call(struct cluster *c, Vmdedup__Request *req, const struct net_fram
 
 /* ---- mutations ---- */
 
+struct session_request {
+	Vmdedup__Request req;
+	Vmdedup__SessionOpen open;
+	struct uuid nonce;
+};
+
+static int session_request(const struct cluster *c, struct session_request *ask)
+{
+	int r = uuid_generate(&ask->nonce);
+
+	vmdedup__request__init(&ask->req);
+	vmdedup__session_open__init(&ask->open);
+	ask->open.nonce = (ProtobufCBinaryData){ sizeof(ask->nonce.b), ask->nonce.b };
+	ask->open.name = c->role;
+	ask->req.body_case = VMDEDUP__REQUEST__BODY_SESSION_OPEN;
+	ask->req.session_open = &ask->open;
+	return r;
+}
+
 static void mutation_attempt(struct cluster *c);
 
 static void mutation_end(struct cluster *c, int r, struct net_reply *reply)
@@ -123,17 +142,83 @@ static void mutation_end(struct cluster *c, int r, struct net_reply *reply)
 		mutation_attempt(c);
 }
 
+/* The first mutation got no answer that ends it, and there is time: the next meta server is asked. */
+static bool goes_on(struct cluster *c, int r, struct net_reply *reply)
+{
+	c->progress++;
+	if (!try_next(r, reply) || c->closing ||
+	    !remaining_ms(TAILQ_FIRST(&c->mutations)->deadline_ns, 1))
+		return false;
+	if (reply)
+		net_reply_free(reply);
+	meta_next(c);
+	return true;
+}
+
+/* ---- a session that is not known: it was not used for long, or a backup was restored ---- */
+
+static void session_renew(struct cluster *c);
+
+/* Nothing of the mutation was done: it was sent once, and refused. After several attempts one that
+ * was not answered may have been done under the session that is gone. */
+static bool session_has_gone(const struct mutation *m, int r, const struct net_reply *reply)
+{
+	return !r && reply->header->not_done && reply->header->error == EKEYEXPIRED &&
+	       m->attempts == 1 && !m->renewed;
+}
+
+static void session_renewed(void *arg, int r, struct net_reply *reply)
+{
+	struct cluster *c = arg;
+	struct mutation *m = TAILQ_FIRST(&c->mutations);
+
+	if (goes_on(c, r, reply)) {
+		session_renew(c);
+		return;
+	}
+	if (!r && !reply->header->error &&
+	    reply->header->body_case != VMDEDUP__REPLY__BODY_SESSION_OPEN)
+		r = -EPROTO;
+	if (r || reply->header->error) {
+		mutation_end(c, r, reply);
+		return;
+	}
+	c->session = reply->header->session_open->session;
+	c->sequence = 0;
+	net_reply_free(reply);
+	vmdedup__mutation__init(&m->id);
+	m->attempts = 0;
+	mutation_attempt(c);
+}
+
+static void session_renew(struct cluster *c)
+{
+	struct mutation *m = TAILQ_FIRST(&c->mutations);
+	struct session_request ask;
+	int r;
+
+	m->renewed = true;
+	c->session = 0;
+	r = session_request(c, &ask);
+	if (!r)
+		r = cluster_meta_submit(c, &ask.req, remaining_ms(m->deadline_ns, META_ATTEMPT_MS),
+					session_renewed, c);
+	if (r)
+		mutation_end(c, r, NULL);
+}
+
 static void mutation_answered(void *arg, int r, struct net_reply *reply)
 {
 	struct cluster *c = arg;
 	struct mutation *m = TAILQ_FIRST(&c->mutations);
 
-	c->progress++;
-	if (try_next(r, reply) && !c->closing && remaining_ms(m->deadline_ns, 1)) {
-		if (reply)
-			net_reply_free(reply);
-		meta_next(c);
+	if (goes_on(c, r, reply)) {
 		mutation_attempt(c);
+		return;
+	}
+	if (!c->closing && session_has_gone(m, r, reply)) {
+		net_reply_free(reply);
+		session_renew(c);
 		return;
 	}
 	mutation_end(c, r, reply);
@@ -178,23 +263,16 @@ __attribute__((noinline)) void cluster_mutation_submit(struct cluster *c, struct
 
 int cluster_session_open(struct cluster *c, int timeout_ms, struct error *err)
 {
-	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
-	Vmdedup__SessionOpen open = VMDEDUP__SESSION_OPEN__INIT;
+	struct session_request ask;
 	struct net_reply reply;
-	struct uuid nonce;
 	int r;
 
 	if (c->session)
 		return 0;
-	r = uuid_generate(&nonce);
+	r = session_request(c, &ask);
 	if (r)
 		return error_set(err, r, "no random numbers");
-	open.nonce.data = nonce.b;
-	open.nonce.len = sizeof(nonce.b);
-	open.name = c->role;
-	req.body_case = VMDEDUP__REQUEST__BODY_SESSION_OPEN;
-	req.session_open = &open;
-	r = cluster_call(c, &req, NULL, 0, timeout_ms, &reply, err);
+	r = cluster_call(c, &ask.req, NULL, 0, timeout_ms, &reply, err);
 	if (!r && reply.header->body_case != VMDEDUP__REPLY__BODY_SESSION_OPEN)
 		r = error_set(err, -EPROTO, "the meta server gave no session");
 	if (!r) {

@@ -16,6 +16,7 @@
 #include "base/fingerprint.h"
 #include "base/uuid.h"
 #include "net/net.h"
+#include "proto/limits.h"
 #include "proto/peer_address.h"
 #include "proto/recipe.h"
 
@@ -74,6 +75,9 @@ int cluster_get(struct cluster *c, const struct fp *fps, size_t count, int timeo
 /* The same without waiting: @got runs from cluster_run(). */
 int cluster_get_submit(struct cluster *c, const struct fp *fp, int timeout_ms,
 		       void (*got)(void *arg, int r, const void *data, size_t len), void *arg);
+/* From within @got, for who keeps the block: its bytes without a copy, as far as they came as they are.
+ * bytes_free(), on any thread. NULL: no memory. */
+struct bytes *cluster_take(struct cluster *c, const void *data, size_t len);
 /* This host serves peers at @self (copied): data servers may from now on name others that asked for
  * a block, instead of sending it. @redirected then ends the get, in place of its @got. */
 void cluster_serve_peers(struct cluster *c, const struct peer_address *self,
@@ -162,11 +166,21 @@ int cluster_gc(struct cluster *c, bool full, uint64_t push_idle_s, bool (*stoppe
 	       void *arg, struct cluster_gc_stats *stats, struct error *err);
 
 /* ---- after a restore ---- */
+
+/* A shard that not all of its data servers have whole, and those that do. */
+struct cluster_whole {
+	uint32_t shard, servers[PROTO_MAX_PLACES], nr;
+};
+
 struct cluster_missing {
-	uint64_t blocks;  /* that the meta server names */
-	uint64_t missing; /* of them on none of their data servers that answered */
-	uint64_t fewer;	  /* on some, but not on all */
-	uint64_t silent;  /* lists that a data server did not give */
+	uint64_t blocks;    /* that the meta server names */
+	uint64_t missing;   /* of them on none of their data servers that answered */
+	uint64_t elsewhere; /* of these on others, which would delete them */
+	uint64_t fewer;	    /* on some, but not on all */
+	uint64_t scattered; /* of these, in shards that no data server has whole */
+	uint64_t silent;    /* lists that a data server did not give */
+	struct cluster_whole whole[NR_SHARDS];
+	uint32_t nr_whole;
 };
 /*
  * Holds what is named in the domain `public` against what the data servers list; reads no block's

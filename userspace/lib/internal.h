@@ -89,6 +89,7 @@ struct mutation {
 	size_t nr_frames;
 	uint64_t deadline_ns; /* 0: none */
 	unsigned int attempts;
+	bool renewed; /* is sent under a session that was opened for it */
 	mutation_done_fn done; /* owns the reply; r is about the transport only */
 	void *arg;
 };
@@ -131,6 +132,8 @@ struct cluster {
 	struct fp_hasher *hasher;
 	ZSTD_DCtx *dctx;
 	void *raw; /* one decoded block */
+	struct net_reply *giving; /* whose block a get is being given, or NULL */
+	size_t giving_frame;
 	struct node_slot *nodes;
 };
 

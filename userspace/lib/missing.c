@@ -20,7 +20,9 @@ struct search {
 	struct cluster_missing *out;
 	uint32_t shard, domain;
 	struct found at[MAX_PLACES];
-	bool answers[MAX_PLACES];
+	bool answers[MAX_PLACES], lacks[MAX_PLACES];
+	uint32_t ids[MAX_PLACES];
+	struct found missing, other; /* of the shard; of a server that the map does not give it */
 	unsigned int nr_servers; /* that the map gives the shard */
 };
 
@@ -29,9 +31,8 @@ static int unexpected(struct error *err)
 	return error_set(err, -EPROTO, "an answer to another request");
 }
 
-static int add_page(struct found *f, const ProtobufCBinaryData *fps, struct error *err)
+static int add_fps(struct found *f, const void *fps, size_t n, struct error *err)
 {
-	size_t n = fps->len / FP_SIZE;
 	struct fp *grown;
 
 	if (f->nr + n > f->room) {
@@ -41,7 +42,7 @@ static int add_page(struct found *f, const ProtobufCBinaryData *fps, struct erro
 			return error_set(err, -ENOMEM, "out of memory");
 		f->fps = grown;
 	}
-	memcpy(f->fps + f->nr, fps->data, n * FP_SIZE);
+	memcpy(f->fps + f->nr, fps, n * FP_SIZE);
 	f->nr += n;
 	return 0;
 }
@@ -72,7 +73,8 @@ static int list_server(struct search *s, struct server *server, struct found *f,
 			   page->fingerprints.len % FP_SIZE))
 			r = unexpected(err);
 		if (!r && page->fingerprints.len)
-			r = add_page(f, &page->fingerprints, err);
+			r = add_fps(f, page->fingerprints.data, page->fingerprints.len / FP_SIZE,
+				    err);
 		more = !r && page->more && page->fingerprints.len;
 		if (more)
 			ask.after = (ProtobufCBinaryData){ FP_SIZE, f->fps[f->nr - 1].b };
@@ -86,18 +88,30 @@ static int fp_order(const void *a, const void *b)
 	return memcmp(a, b, FP_SIZE);
 }
 
-static void look_for(struct search *s, const struct fp *fp)
+static bool is_in(const struct found *f, const struct fp *fp)
+{
+	return f->nr && bsearch(fp, f->fps, f->nr, FP_SIZE, fp_order);
+}
+
+static int look_for(struct search *s, const struct fp *fp, struct error *err)
 {
 	unsigned int copies = 0, i;
 
-	for (i = 0; i < MAX_PLACES; i++)
-		copies += s->answers[i] &&
-			  bsearch(fp, s->at[i].fps, s->at[i].nr, FP_SIZE, fp_order) != NULL;
+	for (i = 0; i < MAX_PLACES; i++) {
+		if (!s->answers[i])
+			continue;
+		if (is_in(&s->at[i], fp))
+			copies++;
+		else
+			s->lacks[i] = true;
+	}
 	s->out->blocks++;
-	if (!copies)
-		s->out->missing++;
-	else if (copies < s->nr_servers)
-		s->out->fewer++;
+	if (copies) {
+		s->out->fewer += copies < s->nr_servers;
+		return 0;
+	}
+	s->out->missing++;
+	return add_fps(&s->missing, fp, 1, err);
 }
 
 static int compare(struct search *s, struct error *err)
@@ -120,38 +134,95 @@ static int compare(struct search *s, struct error *err)
 			   reply.header->block_list->fingerprints.len % FP_SIZE))
 			r = unexpected(err);
 		fps = r ? NULL : &reply.header->block_list->fingerprints;
-		for (size_t i = 0; fps && i < fps->len; i += FP_SIZE) {
+		for (size_t i = 0; !r && fps && i < fps->len; i += FP_SIZE) {
 			memcpy(fp.b, fps->data + i, FP_SIZE);
-			look_for(s, &fp);
+			r = look_for(s, &fp, err);
 		}
-		more = fps && fps->len && reply.header->block_list->more;
+		more = !r && fps && fps->len && reply.header->block_list->more;
 		ask.after = (ProtobufCBinaryData){ FP_SIZE, fp.b };
 		net_reply_free(&reply);
 	}
 	return r;
 }
 
+/* Of @fewer blocks that some data servers lack. */
+static void note_whole(struct search *s, uint64_t fewer)
+{
+	struct cluster_whole *w = &s->out->whole[s->out->nr_whole];
+	unsigned int i;
+
+	*w = (struct cluster_whole){ .shard = s->shard };
+	for (i = 0; i < MAX_PLACES; i++)
+		if (s->answers[i] && !s->lacks[i])
+			w->servers[w->nr++] = s->ids[i];
+	if (w->nr)
+		s->out->nr_whole++;
+	else
+		s->out->scattered += fewer;
+}
+
+static bool has_place(const struct search *s, const struct server *server)
+{
+	for (unsigned int i = 0; i < s->c->map_replicas; i++)
+		if (s->c->map[s->shard * s->c->map_replicas + i] == server)
+			return true;
+	return false;
+}
+
+/* Where the shard was when the last store was lost: the restored map may not know. */
+static int look_elsewhere(struct search *s, struct error *err)
+{
+	struct error silent = { 0 };
+	size_t i, k, nr;
+	int r;
+
+	for (i = 0; s->missing.nr && i < s->c->nr_servers; i++) {
+		struct server *server = s->c->servers[i];
+
+		if (!cluster_server_is_up(server) || has_place(s, server))
+			continue;
+		r = list_server(s, server, &s->other, &silent);
+		if (r == -ENOMEM)
+			return error_set(err, r, "out of memory");
+		s->out->silent += r != 0;
+		for (k = nr = 0; !r && k < s->missing.nr; k++) {
+			if (is_in(&s->other, &s->missing.fps[k]))
+				s->out->elsewhere++;
+			else
+				s->missing.fps[nr++] = s->missing.fps[k];
+		}
+		s->missing.nr = r ? s->missing.nr : nr;
+	}
+	return 0;
+}
+
 static int search_shard(struct search *s, struct error *err)
 {
+	uint64_t fewer = s->out->fewer;
 	struct error silent = { 0 };
 	int r;
 
 	s->nr_servers = 0;
+	s->missing.nr = 0;
 	for (unsigned int i = 0; i < MAX_PLACES; i++) {
 		struct server *server = i < s->c->map_replicas ?
 					s->c->map[s->shard * s->c->map_replicas + i] : NULL;
 
-		s->answers[i] = false;
+		s->answers[i] = s->lacks[i] = false;
 		if (!server)
 			continue;
 		s->nr_servers++;
+		s->ids[i] = server->id;
 		r = list_server(s, server, &s->at[i], &silent);
 		if (r == -ENOMEM)
 			return error_set(err, r, "out of memory");
 		s->answers[i] = !r;
 		s->out->silent += r != 0;
 	}
-	return compare(s, err);
+	r = compare(s, err);
+	if (!r && s->out->fewer > fewer)
+		note_whole(s, s->out->fewer - fewer);
+	return r ?: look_elsewhere(s, err);
 }
 
 int cluster_find_missing(struct cluster *c, bool (*stopped)(void *arg), void *arg,
@@ -170,5 +241,7 @@ int cluster_find_missing(struct cluster *c, bool (*stopped)(void *arg), void *ar
 	}
 	for (unsigned int i = 0; i < MAX_PLACES; i++)
 		free(s.at[i].fps);
+	free(s.missing.fps);
+	free(s.other.fps);
 	return r;
 }

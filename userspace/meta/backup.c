@@ -6,6 +6,7 @@
  * SHA-256 of everything before. Numbers are little-endian, names have one byte of length.
  */
 #include "meta/backup.h"
+#include "base/clock.h"
 #include "meta/core.h"
 #include "meta/dump.h"
 
@@ -22,7 +23,8 @@ static const char magic[16] = "vmdedup backup 1";
 
 #define MAX_VALUE (64U << 20)
 #define DIGEST_SIZE 32
-#define JUMP	  (1LL << 32) /* beyond any epoch or map version given out since the backup */
+#define JUMP	  (1LL << 32) /* more epochs or map versions than are given out after a backup */
+#define CLOCK_SHIFT 10	      /* a history gives out fewer than 2^10 of them in a millisecond */
 
 struct file {
 	FILE *f;
@@ -368,21 +370,35 @@ static int read_file(const char *file, const struct dump_sink *sink, struct back
 
 /* ---- stores from it ---- */
 
+/*
+ * Epochs and map versions go beyond any given out since the backup, also by a history that an
+ * earlier restore of the same backup, or of an older one, began: the wall clock tells them apart,
+ * with numbers that stay below 2^53 (JSON) for two centuries. Where it has gone back, or the
+ * history in the backup has just begun, it cannot: then chance does.
+ */
+#define FORWARD(column) \
+	column " = CASE WHEN " column " + ?1 < ?2 THEN ?2 ELSE " column " + ?1 END"
+
 static int new_history(struct store *s, struct error *err)
 {
+	uint64_t now = clock_wall_ms();
 	struct uuid history;
+	uint32_t chance;
+	struct val jump, clock;
 
 	if (uuid_generate(&history))
 		return error_set(err, -EIO, "no random numbers from the system");
+	memcpy(&chance, history.b, sizeof(chance)); /* 4 bytes that are random alone */
+	jump = V_INT(JUMP + chance);
+	clock = V_INT(now > INT64_MAX >> (CLOCK_SHIFT + 1) ? 0 : now << CLOCK_SHIFT);
 	/* The tables are those of this release, whichever made the backup: so is the schema. */
-	if (store_exec(s, err, "UPDATE cluster SET history = ?1, deletion = 1, map_version = "
-		       "map_version + ?2, members_version = members_version + ?2, schema = ?3",
-		       V_UUID(&history), V_INT(JUMP), V_INT(META_SCHEMA_VERSION)) < 0 ||
+	if (store_exec(s, err, "UPDATE cluster SET " FORWARD("map_version") ", "
+		       FORWARD("members_version") ", history = ?3, deletion = 1, schema = ?4", jump,
+		       clock, V_UUID(&history), V_INT(META_SCHEMA_VERSION)) < 0 ||
 	    store_exec(s, err, "UPDATE servers SET draining = 1 WHERE state = ?1",
 		       V_INT(SERVER_DRAINING)) < 0 ||
-	    store_exec(s, err, "UPDATE shards SET epoch = epoch + ?1", V_INT(JUMP)) < 0 ||
-	    store_exec(s, err, "UPDATE images SET lease_epoch = lease_epoch + ?1",
-		       V_INT(JUMP)) < 0 ||
+	    store_exec(s, err, "UPDATE shards SET " FORWARD("epoch"), jump, clock) < 0 ||
+	    store_exec(s, err, "UPDATE images SET " FORWARD("lease_epoch"), jump, clock) < 0 ||
 	    store_exec(s, err, "UPDATE pushes SET state = 1") < 0 ||
 	    store_exec(s, err, "DELETE FROM sessions") < 0)
 		return s->failed;

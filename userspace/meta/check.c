@@ -5,7 +5,8 @@
  * It reads a snapshot of the store, so that mutations go on meanwhile, and in bounded steps. What
  * is named is counted in memory, for one part of hash space at a time: as many passes over the
  * recipes as it takes to keep a part below MAX_KEYS. The state of a check lives in the process that
- * runs it; when that ends, the check has to begin again.
+ * runs it; when that ends, the check has to begin again. It is outside of transactions: one that is
+ * run again, and a client whose reply was lost, get the last step's reply a second time.
  */
 #include "meta/check.h"
 
@@ -17,6 +18,7 @@
 #define MAX_KEYS     (2U << 20)
 #define MAX_PROBLEMS 100 /* of one step's reply; beyond that they are only counted */
 #define MIN_TABLE    1024
+#define MAX_PARTS    65536 /* in_part() knows no more */
 
 enum kind { KIND_FREE, KIND_NODE, KIND_BLOCK };
 
@@ -32,8 +34,11 @@ struct key {
 enum phase { PHASE_ROOTS, PHASE_RECIPES, PHASE_NODES, PHASE_BLOCKS, PHASE_REST, PHASE_END };
 
 struct check {
-	struct store *snap;
+	struct store *snap; /* NULL: the check is over */
 	uint64_t id, step;
+	uint8_t *last; /* the reply of the step before @step, packed; or it failed */
+	size_t last_len;
+	struct error failed;
 	uint64_t used_ns; /* monotonic */
 	unsigned int part, parts;
 	enum phase phase;
@@ -55,6 +60,7 @@ void check_free(struct check *k)
 		return;
 	store_close(k->snap);
 	free(k->keys);
+	free(k->last);
 	free(k);
 }
 
@@ -355,17 +361,37 @@ static int check_totals(struct check *k)
 		       (long long)k->live_blocks);
 }
 
-static int next_phase(struct check *k)
+static void forget_keys(struct check *k)
 {
-	k->after = (struct fp){ 0 };
-	k->after_domain = -1;
-	if (k->phase != PHASE_REST) {
-		k->phase++;
-		return 0;
-	}
 	free(k->keys);
 	k->keys = NULL;
 	k->size = k->nr_keys = 0;
+	k->after = (struct fp){ 0 };
+	k->after_domain = -1;
+}
+
+/* Much more is named than the store's totals say: from the beginning, in smaller parts. */
+static int more_parts(struct check *k)
+{
+	forget_keys(k);
+	if (k->parts > MAX_PARTS / 2)
+		return call_error(k->c, -E2BIG, "the recipes name more than a check can count");
+	k->parts *= 2;
+	k->part = 0;
+	k->live_nodes = k->live_blocks = 0;
+	k->phase = PHASE_ROOTS;
+	return 0;
+}
+
+static int next_phase(struct check *k)
+{
+	if (k->phase != PHASE_REST) {
+		k->after = (struct fp){ 0 };
+		k->after_domain = -1;
+		k->phase++;
+		return 0;
+	}
+	forget_keys(k);
 	k->phase = ++k->part < k->parts ? PHASE_ROOTS : PHASE_END;
 	return k->phase == PHASE_END ? check_totals(k) : 0;
 }
@@ -393,6 +419,8 @@ static int run(struct check *k, unsigned int budget)
 	case PHASE_END:
 		break;
 	}
+	if (r >= 0 && k->nr_keys > 2 * MAX_KEYS)
+		return more_parts(k);
 	return r > 0 ? next_phase(k) : r;
 }
 
@@ -409,19 +437,23 @@ static int begin(struct meta_call *c, struct check **out)
 	k->c = c;
 	k->after_domain = -1;
 	r = store_snapshot(call_store(c), &k->snap, &c->err) ?: call_random_id(c, &k->id);
+	/* To count the tables would take minutes where they are large. */
 	if (!r)
-		r = store_int(k->snap, &c->err, &nodes, "SELECT count(*) FROM nodes");
+		r = store_int(k->snap, &c->err, &nodes, "SELECT sum(nodes) FROM totals");
 	if (r >= 0)
-		r = store_int(k->snap, &c->err, &blocks, "SELECT count(*) FROM blocks");
+		r = store_int(k->snap, &c->err, &blocks, "SELECT sum(blocks) FROM totals");
 	if (r < 0) {
 		check_free(k);
 		return r;
 	}
-	k->parts = (unsigned int)((nodes + blocks) / MAX_KEYS) + 1;
+	nodes = nodes > 0 ? nodes : 0; /* whatever a damaged store says */
+	blocks = blocks > 0 ? blocks : 0;
+	k->parts = (unsigned int)MIN(nodes / MAX_KEYS + blocks / MAX_KEYS + 1, MAX_PARTS);
 	*out = k;
 	return 0;
 }
 
+/* 1: that step is done already. */
 static int resume(struct meta_call *c, struct check **out)
 {
 	const ProtobufCBinaryData *cursor = &c->req->check_step->cursor;
@@ -436,10 +468,43 @@ static int resume(struct meta_call *c, struct check **out)
 	if (cursor->len != sizeof(want))
 		return call_error(c, -EINVAL, "cursor: take it from the reply before");
 	memcpy(want, cursor->data, sizeof(want));
-	if (!k || k->id != want[0] || k->step != want[1])
+	if (!k || k->id != want[0] || (k->step != want[1] && k->step != want[1] + 1) ||
+	    (k->step == want[1] && !k->snap))
 		return call_error(c, -ESTALE, "this check has ended; begin again");
 	*out = k;
+	return k->step != want[1];
+}
+
+static int answer_again(struct meta_call *c, const struct check *k)
+{
+	ProtobufCAllocator alloc = arena_protobuf(c->arena);
+
+	if (k->failed.code)
+		return call_error(c, k->failed.code, "%s", k->failed.text);
+	c->reply.check_step = vmdedup__check_step_reply__unpack(&alloc, k->last_len, k->last);
+	if (!c->reply.check_step)
+		return call_nomem(c);
+	c->reply.body_case = VMDEDUP__REPLY__BODY_CHECK_STEP;
 	return 0;
+}
+
+static int keep_reply(struct check *k)
+{
+	size_t len = vmdedup__check_step_reply__get_packed_size(k->reply);
+	uint8_t *last = realloc(k->last, len + 1);
+
+	if (!last)
+		return call_nomem(k->c);
+	k->last = last;
+	k->last_len = vmdedup__check_step_reply__pack(k->reply, last);
+	return 0;
+}
+
+static void end(struct check *k)
+{
+	store_close(k->snap);
+	k->snap = NULL;
+	forget_keys(k);
 }
 
 /* An empty cursor in the reply: the check is through. */
@@ -459,7 +524,7 @@ int check_step(struct meta_call *c)
 		return call_nomem(c);
 	r = resume(c, &k);
 	if (r)
-		return r;
+		return r < 0 ? r : answer_again(c, k);
 	k->c = c;
 	k->used_ns = c->m->env->mono_ns(c->m->env->ctx);
 	k->reply = reply;
@@ -477,10 +542,14 @@ int check_step(struct meta_call *c)
 	cursor[1] = ++k->step;
 	if (!r && k->phase != PHASE_END)
 		r = call_bytes(c, &reply->cursor, cursor, sizeof(cursor));
-	if (r || k->phase == PHASE_END) {
-		check_free(k);
-		c->m->check = NULL;
+	if (!r)
+		r = keep_reply(k);
+	if (r) {
+		k->failed = c->err;
+		k->failed.code = r;
 	}
+	if (r || k->phase == PHASE_END)
+		end(k);
 	c->reply.body_case = VMDEDUP__REPLY__BODY_CHECK_STEP;
 	c->reply.check_step = reply;
 	return r;

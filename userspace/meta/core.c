@@ -243,6 +243,7 @@ static void reply_with_error(struct meta_call *c)
 
 int call_run(struct meta_call *c, meta_handler fn)
 {
+	struct meta_params params = c->m->params;
 	struct meta_totals delta = c->m->delta;
 	struct store *s = call_store(c);
 	int r;
@@ -255,6 +256,7 @@ int call_run(struct meta_call *c, meta_handler fn)
 	if (s->failed)
 		return s->failed;
 	if (r) {
+		c->m->params = params; /* the map's version, too, is what it was */
 		c->m->delta = delta;
 		members_forget(c->m);
 		c->err.code = r;
@@ -325,11 +327,15 @@ static int run_once(struct meta *m, struct meta_call *calls, size_t n, struct er
  * looked for another by then: a mutation finds its own result, all others may be repeated. */
 static int run(struct meta *m, struct meta_call *calls, size_t n, struct error *err)
 {
+	struct arena_mark mark = arena_mark(calls->arena);
 	unsigned int runs, lost = 0;
 	int r = -EAGAIN;
 
 	for (runs = 0; runs < MAX_RERUNS; runs++) {
 		r = run_once(m, calls, n, err);
+		if (!r)
+			break;
+		arena_release(calls->arena, mark); /* with what the replies had in it */
 		if (r != -EAGAIN && (r != -EHOSTDOWN || lost++))
 			break;
 	}

@@ -19,16 +19,19 @@
 #define META_MAX_PUSHES	    4096	/* open ones */
 #define META_PUSH_IDLE_S    900		/* seconds of service after which a push is abandoned: a client
 					 * that goes on says so every minute */
+#ifndef META_MAX_SERVERS
 #define META_MAX_SERVERS    1024
+#endif
 #define META_MAX_TEXT	    255		/* bytes of labels, hosts, endpoints */
 #define META_MAX_REDO	    8192	/* fingerprints of one list to redo */
+#define META_MAX_CONDEMN    16384	/* blocks of one step of a collection, or a few more */
 
 enum server_state {
 	SERVER_UP = 0, SERVER_SUSPECT = 1, SERVER_DOWN = 2, SERVER_DRAINING = 3,
 	SERVER_OUT = 4, SERVER_STALE = 5,
 };
 enum replica_state { REPLICA_CURRENT = 0, REPLICA_STALE = 1, REPLICA_LEAVING = 2 };
-enum lease_state { LEASE_ACTIVE = 0, LEASE_BROKEN = 1 };
+enum lease_state { LEASE_ACTIVE = 0, LEASE_BROKEN = 1, LEASE_READER = 2 };
 enum push_state { PUSH_OPEN = 0, PUSH_OVER = 1 };
 
 /* The world. */
@@ -76,15 +79,27 @@ struct meta {
 	bool defers;  /* others may share the store: what nobody has asked for is the governor's */
 };
 
-/* Memory that ends with a batch. alloc zeroes; NULL only when memory is out. */
+/* Memory that ends with a batch. alloc zeroes, room does not; NULL only when memory is out. */
 struct arena_chunk;
 struct arena {
 	struct arena_chunk *chunks;
+	uint64_t nr_made; /* chunks, ever */
 };
 void *arena_alloc(struct arena *a, size_t len);
+void *arena_room(struct arena *a, size_t len);
 char *arena_strdup(struct arena *a, const char *text);
+/* With a zero behind, for it may be a text. */
 void *arena_memdup(struct arena *a, const void *p, size_t len);
 void arena_free(struct arena *a);
+/* All that was allocated after the mark is freed, in one go. */
+struct arena_mark {
+	uint64_t nr_made;
+	size_t used;
+};
+struct arena_mark arena_mark(const struct arena *a);
+void arena_release(struct arena *a, struct arena_mark mark);
+/* To unpack messages into it, which nobody frees. */
+ProtobufCAllocator arena_protobuf(struct arena *a);
 
 struct meta_bytes {
 	const void *data;
@@ -92,7 +107,7 @@ struct meta_bytes {
 };
 
 /* One request and its reply. The caller sets m, arena, req and frames; the reply and what it
- * points to live in the arena. */
+ * points to live in the arena, which is one for all calls of a batch. */
 struct meta_call {
 	struct meta *m;
 	struct arena *arena;
@@ -138,6 +153,7 @@ typedef int (*meta_handler)(struct meta_call *c);
 /* Runs fn so that a failure undoes what it did and becomes the reply. Fails only with the store. */
 int call_run(struct meta_call *c, meta_handler fn);
 #define call_alloc(c, len) arena_alloc((c)->arena, len)
+#define call_room(c, len) arena_room((c)->arena, len)
 int call_error(struct meta_call *c, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 int call_nomem(struct meta_call *c);

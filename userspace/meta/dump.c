@@ -168,6 +168,16 @@ static struct val value_of(struct rows *rows, const struct dump_table *t, size_t
 	return v;
 }
 
+/* With a NUL behind it: libpq takes a text without its length. */
+static const void *copy_of(const struct val *v, struct arena *a)
+{
+	char *copy = arena_alloc(a, v->len + 1);
+
+	if (copy && v->len)
+		memcpy(copy, v->p, v->len);
+	return copy;
+}
+
 /* Keeps the key of the row, for the next page. */
 static int keep_key(const struct dump_table *t, const struct val *vals, struct val *keys,
 		    struct arena *a)
@@ -178,7 +188,7 @@ static int keep_key(const struct dump_table *t, const struct val *vals, struct v
 		keys[i] = vals[t->keys[i]];
 		if (keys[i].type == VAL_INT)
 			continue;
-		keys[i].p = arena_memdup(a, keys[i].p, keys[i].len);
+		keys[i].p = copy_of(&keys[i], a);
 		if (!keys[i].p)
 			return -ENOMEM;
 	}
@@ -327,7 +337,7 @@ static int insert_row(void *ctx, const struct val *vals, struct error *err)
 		to[i] = vals[i];
 		if (vals[i].type != VAL_BLOB && vals[i].type != VAL_TEXT)
 			continue;
-		to[i].p = arena_memdup(&in->arena, vals[i].p, vals[i].len);
+		to[i].p = copy_of(&vals[i], &in->arena);
 		if (!to[i].p)
 			return error_set(err, -ENOMEM, "out of memory");
 	}

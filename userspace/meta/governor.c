@@ -15,7 +15,9 @@
 #define RELOAD_EVERY_NS	 1000000000ULL
 #define HEARD_NS	 3000000000ULL	/* who answered since then is heard from */
 #define WITNESS_NS	 10000000000ULL /* a complaint counts as long as this */
+#define DEAF_NS		 3000000000ULL	/* when it hears again, those that are there answer within this */
 #define BACK_IN_A_ROW	 3
+#define BACK_LATE_IN_A_ROW 10 /* of one that is slow */
 #define NS_PER_MS	 1000000ULL
 #define NS_PER_S	 1000000000ULL
 
@@ -25,6 +27,13 @@ struct ward {
 	bool by_itself;
 	uint64_t capacity;
 	char host[META_MAX_TEXT + 1], rack[META_MAX_TEXT + 1];
+};
+
+/* Kept until it answers again: a JOIN alone shows only that it can reach a meta server. */
+struct down {
+	uint32_t id;
+	uint64_t since_ns; /* this governor knows */
+	bool joined;	   /* since */
 };
 
 struct governor {
@@ -38,11 +47,9 @@ struct governor {
 	int trouble; /* said once */
 	struct ward wards[META_MAX_SERVERS];
 	size_t nr;
-	struct {
-		uint32_t id;
-		uint64_t since_ns;
-	} down[META_MAX_SERVERS]; /* since when this governor knows */
+	struct down down[META_MAX_SERVERS];
 	size_t nr_down;
+	uint64_t deaf_ns; /* when it last heard too few; 0: it never did */
 	struct probe_state states[META_MAX_SERVERS];
 };
 
@@ -133,7 +140,7 @@ static bool hears_enough(const struct governor *g, size_t nr, uint64_t now)
 	return 2 * heard >= all;
 }
 
-static bool is_dead(const struct governor *g, const struct probe_state *s, size_t nr, uint64_t now)
+static bool is_dead(const struct governor *g, const struct probe_state *s, uint64_t now)
 {
 	uint64_t heard = MAX(s->answered_ns, s->since_ns);
 
@@ -141,30 +148,54 @@ static bool is_dead(const struct governor *g, const struct probe_state *s, size_
 		return true;
 	if (now - heard < GOVERNOR_SILENT_MS * NS_PER_MS)
 		return false;
-	return (s->accused_ns && now - s->accused_ns < WITNESS_NS) || hears_enough(g, nr, now);
+	if (s->accused_ns && now - s->accused_ns < WITNESS_NS)
+		return true;
+	return !g->deaf_ns || now - g->deaf_ns >= DEAF_NS;
+}
+
+static struct down *down_find(struct governor *g, uint32_t id)
+{
+	for (size_t i = 0; i < g->nr_down; i++)
+		if (g->down[i].id == id)
+			return &g->down[i];
+	return NULL;
 }
 
 static void note_down(struct governor *g, uint32_t id, uint64_t now)
 {
-	for (size_t i = 0; i < g->nr_down; i++)
-		if (g->down[i].id == id)
-			return;
-	if (g->nr_down < META_MAX_SERVERS) {
-		g->down[g->nr_down].id = id;
-		g->down[g->nr_down++].since_ns = now;
-	}
+	struct down *d = down_find(g, id);
+
+	if (d)
+		d->joined = false;
+	else if (g->nr_down < META_MAX_SERVERS)
+		g->down[g->nr_down++] = (struct down){ .id = id, .since_ns = now };
 }
 
-/* It has joined anew, or answered: what was found out before counts no more. */
-static bool note_up(struct governor *g, uint32_t id)
+static void forget_down(struct governor *g, struct down *d)
 {
-	for (size_t i = 0; i < g->nr_down; i++) {
-		if (g->down[i].id != id)
-			continue;
-		g->down[i] = g->down[--g->nr_down];
+	*d = g->down[--g->nr_down];
+}
+
+/* What it has answered before it fell silent counts no more. */
+static bool answers_again(const struct probe_state *s, uint64_t now)
+{
+	if (!s->answered_ns || now - s->answered_ns >= HEARD_NS)
+		return false;
+	return (s->in_a_row >= BACK_IN_A_ROW || s->answers_in_a_row >= BACK_LATE_IN_A_ROW) && !s->failed;
+}
+
+/* True: it has just joined anew, and what was found out before counts no more. */
+static bool note_up(struct governor *g, uint32_t id, const struct probe_state *s, uint64_t now)
+{
+	struct down *d = down_find(g, id);
+
+	if (d && !d->joined) {
+		d->joined = true;
 		prober_forgive(g->prober, id);
 		return true;
 	}
+	if (d && answers_again(s, now))
+		forget_down(g, d);
 	return false;
 }
 
@@ -217,25 +248,58 @@ static int set_state(struct governor *g, struct ward *w, enum server_state state
 	return 0;
 }
 
-static int judge(struct governor *g, struct ward *w, const struct probe_state *s, size_t nr,
-		 uint64_t now, struct error *err)
+/* Why, and how soon it was found: the server was there at its last answer. */
+static const char *why_down(const struct probe_state *s, uint64_t now, char text[160])
 {
+	int n = snprintf(text, 160, "%s; last answer %llu ms ago",
+			 s->failed ? "its disk takes nothing any more" :
+			 s->refused_ns ? "nothing listens there" : "it does not answer",
+			 (unsigned long long)((now - MAX(s->answered_ns, s->since_ns)) / NS_PER_MS));
+
+	if (s->complaint_ns)
+		n += snprintf(text + n, 160 - (size_t)n, ", first complaint %llu ms",
+			      (unsigned long long)((now - s->complaint_ns) / NS_PER_MS));
+	if (s->broken_ns)
+		snprintf(text + n, 160 - (size_t)n, ", connection lost %llu ms",
+			 (unsigned long long)((now - s->broken_ns) / NS_PER_MS));
+	return text;
+}
+
+static int raise_up(struct governor *g, struct ward *w, struct error *err)
+{
+	struct down *d = down_find(g, w->id);
+	int r = set_state(g, w, SERVER_UP, "it answers again", err);
+
+	if (w->state != SERVER_UP)
+		return r;
+	if (d)
+		forget_down(g, d);
+	prober_forgive(g->prober, w->id);
+	return r;
+}
+
+static int judge(struct governor *g, struct ward *w, const struct probe_state *s, uint64_t now,
+		 struct error *err)
+{
+	char why[160];
+
 	switch (w->state) {
 	case SERVER_UP:
 	case SERVER_SUSPECT:
 	case SERVER_DRAINING:
-		if (note_up(g, w->id) || !is_dead(g, s, nr, now))
+		if (note_up(g, w->id, s, now) || !is_dead(g, s, now))
 			return 0;
 		note_down(g, w->id, now);
-		return set_state(g, w, SERVER_DOWN, s->failed ? "its disk takes nothing any more" :
-				 s->refused_ns ? "nothing listens there" : "it does not answer", err);
+		return set_state(g, w, SERVER_DOWN, why_down(s, now, why), err);
 	case SERVER_DOWN:
-		if (s->in_a_row >= BACK_IN_A_ROW && !s->failed)
-			return set_state(g, w, SERVER_UP, "it answers again", err);
+		if (answers_again(s, now))
+			return raise_up(g, w, err);
 		note_down(g, w->id, now);
 		if (!is_due_out(g, w, now))
 			return 0;
 		return set_state(g, w, SERVER_OUT, "it has been down for too long", err);
+	case SERVER_OUT:
+		return w->by_itself && answers_again(s, now) ? raise_up(g, w, err) : 0;
 	default:
 		return 0;
 	}
@@ -247,11 +311,13 @@ static int judge_all(struct governor *g, struct error *err)
 	uint64_t now = now_ns(g);
 	int r = 0;
 
+	if (!hears_enough(g, nr, now))
+		g->deaf_ns = now;
 	for (size_t i = 0; !r && i < g->nr; i++) {
 		const struct probe_state *s = state_of(g, nr, g->wards[i].id);
 
 		if (s)
-			r = judge(g, &g->wards[i], s, nr, now, err);
+			r = judge(g, &g->wards[i], s, now, err);
 	}
 	return r;
 }

@@ -10,9 +10,11 @@
  *         first complaint, in about two without any. A server that is silent, after
  *         GOVERNOR_SILENT_MS; and only if somebody complained, too, or if this process hears from at
  *         least half of the servers: if it does not, it is itself what is cut off.
- *   up    again: when it joins (a start), or has answered three heartbeats in a row.
+ *   up    again: when another process of it joins (a start), or has answered three heartbeats in a row
+ *         in time, or ten late.
  *   out   after the cluster's out_after_s, if it stays within one failure domain or 10 % of the
- *         capacity together with all that went out by themselves.
+ *         capacity together with all that went out by themselves. The time runs on through a JOIN,
+ *         until three heartbeats were answered.
  * A server that answers late is slow, not down.
  */
 #ifndef VMDEDUP_META_GOVERNOR_H

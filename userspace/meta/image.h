@@ -64,6 +64,9 @@ int version_load(struct meta_call *c, const struct image *im, uint64_t number, s
 
 /* 1 and *l: the image's active lease; 0: none. */
 int lease_active(struct meta_call *c, const struct uuid *image, struct lease *l);
+/* The image of whoever says that it holds its lease of @epoch. Without the image that lease is over as
+ * well, and the holder has to learn that: -ESTALE. */
+int lease_image(struct meta_call *c, const struct uuid *image, uint64_t epoch, struct image *im);
 /* -EBUSY naming the holder when the image is leased. @what: "removed", ... */
 int lease_none(struct meta_call *c, const struct image *im, const char *what);
 /* The lease's base moves on with a commit: @root is counted, its parent's parent given back. */

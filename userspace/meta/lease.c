@@ -2,7 +2,8 @@
 /*
  * Leases: an image has one writer, a cache. Its epoch goes up with every grant; the same cache
  * that opens again keeps it. The root that a lease stands on, and that one's parent, are counted,
- * so that the collector never takes the base of a host's dirty data.
+ * so that the collector never takes the base of a host's dirty data. Who only reads has no lease, but
+ * its root is counted in the same way.
  */
 #include "meta/image.h"
 
@@ -12,6 +13,8 @@
 #include <string.h>
 
 #define MAX_REPORTS 4096 /* of one message: a cache has no more volumes */
+
+#define READER_EPOCHS (1ULL << 62) /* above those of all leases */
 
 #define LEASE_COLUMNS \
 	"image, epoch, state, cache, host, domain, name, size, root, parent_root, cut, since_s"
@@ -85,6 +88,7 @@ static int fill(struct meta_call *c, Vmdedup__Lease *out, const struct lease *l)
 	out->size = l->size;
 	out->since_s = l->since_s;
 	out->broken = l->state == LEASE_BROKEN;
+	out->reader = l->state == LEASE_READER;
 	out->host = arena_strdup(c->arena, l->host);
 	out->name = arena_strdup(c->arena, l->name);
 	if (!out->host || !out->name)
@@ -110,6 +114,18 @@ static int reply_lease(struct meta_call *c, const struct lease *l)
 	return 0;
 }
 
+static int insert(struct meta_call *c, const struct lease *l)
+{
+	int64_t n = store_exec(call_store(c), &c->err,
+			       "INSERT INTO leases (" LEASE_COLUMNS ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, "
+			       "?7, ?8, ?9, ?10, ?11, ?12)", V_UUID(&l->image), V_INT(l->epoch),
+			       V_INT(l->state), V_UUID(&l->cache), V_TEXT(l->host), V_INT(l->domain),
+			       V_TEXT(l->name), V_INT(l->size), V_FP(&l->root), V_FP(&l->parent_root),
+			       V_INT(l->cut), V_INT(l->since_s));
+
+	return n < 0 ? (int)n : 0;
+}
+
 /* Counts the root once for the lease; there is no parent before the first commit. */
 static int grant(struct meta_call *c, struct image *im, struct lease *l)
 {
@@ -126,19 +142,11 @@ static int grant(struct meta_call *c, struct image *im, struct lease *l)
 	l->cut = 0;
 	l->since_s = call_now_s(c);
 	snprintf(l->name, sizeof(l->name), "%s", im->name);
-	r = node_ref(c, l->domain, &l->root);
+	r = node_ref(c, l->domain, &l->root) ?: insert(c, l);
 	if (r)
 		return r;
-	n = store_exec(call_store(c), &c->err,
-		       "INSERT INTO leases (" LEASE_COLUMNS ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, "
-		       "?8, ?9, ?10, ?11, ?12)",
-		       V_UUID(&l->image), V_INT(l->epoch), V_INT(l->state), V_UUID(&l->cache),
-		       V_TEXT(l->host), V_INT(l->domain), V_TEXT(l->name), V_INT(l->size),
-		       V_FP(&l->root), V_FP(&l->parent_root), V_INT(l->cut), V_INT(l->since_s));
-	if (n >= 0)
-		n = store_exec(call_store(c), &c->err,
-			       "UPDATE images SET lease_epoch = ?2 WHERE uuid = ?1",
-			       V_UUID(&im->uuid), V_INT(im->lease_epoch));
+	n = store_exec(call_store(c), &c->err, "UPDATE images SET lease_epoch = ?2 WHERE uuid = ?1",
+		       V_UUID(&im->uuid), V_INT(im->lease_epoch));
 	return n < 0 ? (int)n : 0;
 }
 
@@ -171,6 +179,24 @@ static int lost(struct meta_call *c, const struct image *im, uint64_t epoch)
 			  (unsigned long long)epoch, im->name, (unsigned long long)im->lease_epoch);
 }
 
+int lease_image(struct meta_call *c, const struct uuid *image, uint64_t epoch, struct image *im)
+{
+	char text[UUID_TEXT_SIZE];
+	struct lease l;
+	int r = image_by_uuid(c, image, im);
+
+	if (r != -ENOENT)
+		return r;
+	r = load(c, image, epoch, &l);
+	if (r < 0)
+		return r;
+	return call_error(c, -ESTALE,
+			  "the lease of epoch %llu on image \"%s\" is over, and the image is not there "
+			  "any more (or is not in the backup that the meta server's store was restored "
+			  "from): what this cache has not pushed can be recovered as a new image",
+			  (unsigned long long)epoch, r ? l.name : uuid_to_text(image, text));
+}
+
 /* Gives back what the lease counts, and ends the pushes that only it could commit. */
 static int drop(struct meta_call *c, const struct lease *l)
 {
@@ -191,16 +217,52 @@ static int drop(struct meta_call *c, const struct lease *l)
 	       node_unref(c->m, l->domain, &l->parent_root, 1, &c->err);
 }
 
+static int load_reader(struct meta_call *c, const struct uuid *image, const struct uuid *cache,
+		       struct lease *l)
+{
+	struct rows rows CLEANUP_ROWS = { 0 };
+	int r;
+
+	r = store_query(call_store(c), &c->err, &rows,
+			"SELECT " LEASE_COLUMNS " FROM leases WHERE image = ?1 AND cache = ?2 AND "
+			"state = 2", V_UUID(image), V_UUID(cache));
+	if (!r)
+		r = rows_next(&rows, &c->err);
+	return r <= 0 ? r : (read_row(c, &rows, l) ?: 1);
+}
+
+/*
+ * A cache that only reads excludes nobody, and what it reads stays: a row counts the root that it is
+ * told now, and the one that its record has until it hears of that, or for good when it does not. The
+ * epoch is new each time, so that what is still said of the row before ends nothing.
+ */
 static int take_readonly(struct meta_call *c, const struct image *im, const struct uuid *cache)
 {
-	struct lease l = {
-		.image = im->uuid, .cache = *cache, .domain = im->domain, .size = im->size,
-		.root = im->root,
+	const Vmdedup__LeaseTake *req = c->req->lease_take;
+	struct lease old, l = {
+		.state = LEASE_READER, .image = im->uuid, .cache = *cache, .domain = im->domain,
+		.size = im->size, .root = im->root, .since_s = call_now_s(c),
 	};
+	int known, r;
 
-	snprintf(l.host, sizeof(l.host), "%s", c->req->lease_take->host);
+	snprintf(l.host, sizeof(l.host), "%s", req->host);
 	snprintf(l.name, sizeof(l.name), "%s", im->name);
-	return reply_lease(c, &l);
+	known = load_reader(c, &im->uuid, cache, &old);
+	if (known < 0)
+		return known;
+	if (known)
+		l.parent_root = req->root.len == FP_SIZE &&
+				!memcmp(req->root.data, old.parent_root.b, FP_SIZE) ?
+					old.parent_root : old.root;
+	r = call_random_id(c, &l.epoch) ?: node_ref(c, l.domain, &l.root) ?:
+	    node_ref(c, l.domain, &l.parent_root);
+	l.epoch |= READER_EPOCHS;
+	if (!r && known)
+		r = drop(c, &old);
+	r = r ?: insert(c, &l) ?: reply_lease(c, &l);
+	if (!r)
+		c->reply.lease->epoch = 0; /* the cache has no grant */
+	return r;
 }
 
 int lease_take(struct meta_call *c)
@@ -213,7 +275,10 @@ int lease_take(struct meta_call *c)
 
 	r = call_get_uuid(c, &req->image, "the image's UUID", &image) ?:
 	    call_get_uuid(c, &req->cache, "the cache's UUID", &cache) ?:
-	    call_check_text(c, req->host, "the host's name") ?: image_by_uuid(c, &image, &im);
+	    call_check_text(c, req->host, "the host's name");
+	if (!r)
+		r = req->confirm_only ? lease_image(c, &image, req->epoch, &im) :
+					image_by_uuid(c, &image, &im);
 	if (r)
 		return r;
 	if (req->readonly)
@@ -261,7 +326,9 @@ int lease_release(struct meta_call *c)
 		return r;
 	if (!uuid_equal(&l.cache, &cache))
 		return busy(c, &l, "released by another cache");
-	return hot_list_drop(c, &image, &cache) ?: drop(c, &l);
+	/* The list is the writer's. */
+	r = l.state == LEASE_READER ? 0 : hot_list_drop(c, &image, &cache);
+	return r ?: drop(c, &l);
 }
 
 /*
@@ -279,7 +346,8 @@ int lease_handover(struct meta_call *c)
 	r = call_get_uuid(c, &req->image, "the image's UUID", &image) ?:
 	    call_get_uuid(c, &req->cache, "the cache's UUID", &cache) ?:
 	    call_get_uuid(c, &req->to_cache, "the other cache's UUID", &to) ?:
-	    call_check_text(c, req->to_host, "the host's name") ?: image_by_uuid(c, &image, &im);
+	    call_check_text(c, req->to_host, "the host's name") ?:
+	    lease_image(c, &image, req->epoch, &im);
 	if (r)
 		return r;
 	if (uuid_equal(&cache, &to))
@@ -303,7 +371,7 @@ int lease_handover(struct meta_call *c)
 /*
  * A person says that the host is gone, or that its unpushed data may go. The lease can commit
  * nothing from here on; what it stands on stays counted for a host that comes back. Breaking a
- * broken lease gives that up as well.
+ * broken lease gives that up as well, and that of a reader what it reads.
  */
 int lease_break(struct meta_call *c)
 {
@@ -323,7 +391,7 @@ int lease_break(struct meta_call *c)
 	if (!r)
 		return call_error(c, -ENOENT, "there is no lease of epoch %llu on that image",
 				  (unsigned long long)req->epoch);
-	if (l.state == LEASE_BROKEN)
+	if (l.state != LEASE_ACTIVE)
 		return drop(c, &l);
 	r = hot_list_drop(c, &image, &l.cache);
 	if (r)
@@ -429,7 +497,7 @@ int lease_list(struct meta_call *c)
 	size_t limit = req->limit && req->limit < PROTO_MAX_LIST ? req->limit : PROTO_MAX_LIST;
 	char next[UUID_TEXT_SIZE + 24] = "", text[UUID_TEXT_SIZE];
 	struct rows rows CLEANUP_ROWS = { 0 };
-	struct uuid image;
+	struct uuid image, cache = { 0 };
 	uint64_t epoch;
 	struct lease l;
 	int r;
@@ -441,12 +509,14 @@ int lease_list(struct meta_call *c)
 	if (!reply->leases)
 		return call_nomem(c);
 	r = parse_after(c, req->after, &image, &epoch);
+	if (!r && req->cache.len)
+		r = call_get_uuid(c, &req->cache, "the cache's UUID", &cache);
 	if (r)
 		return r;
 	r = store_query(call_store(c), &c->err, &rows,
 			"SELECT " LEASE_COLUMNS " FROM leases WHERE (image, epoch) > (?1, ?2) "
-			"ORDER BY image, epoch LIMIT ?3", V_UUID(&image), V_INT(epoch),
-			V_INT(limit + 1));
+			"AND (?4 = 0 OR cache = ?5) ORDER BY image, epoch LIMIT ?3", V_UUID(&image),
+			V_INT(epoch), V_INT(limit + 1), V_INT(req->cache.len != 0), V_UUID(&cache));
 	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
 		if (reply->n_leases == limit) {
 			reply->more = true;

@@ -143,8 +143,10 @@ static int run(const struct options *o, int signals, struct error *err)
 		return r;
 	store = o->store ? o->store : conf.meta_store;
 	net = net_ctx_new(conf.curve_secret, conf.curve_clients, err);
-	if (net)
+	if (net) {
+		net_ctx_warn_of_open_keys(net);
 		s = meta_server_open(net, store, err);
+	}
 	if (!s) {
 		r = err->code;
 		goto free_net;

@@ -156,22 +156,85 @@ int map_get(struct meta_call *c)
 
 /* ---- joining ---- */
 
+#define SESSIONS 8 /* of a disk that are remembered */
+
 struct known {
 	int64_t id, state;
+	uint8_t sessions[SESSIONS * 16]; /* the last first */
+	size_t sessions_len;
+	bool former; /* said by a process that has been followed by another one */
+	bool late;   /* said by this one before it said what is known */
 	uint64_t incarnation;
 	bool anew; /* its content is not what it was: a new incarnation, or put back from a copy */
+	bool again; /* said by the process that said it last */
 	bool same; /* nothing that the map tells has changed */
 };
 
 /* The disk was last joined by another process than the one that says so. */
-static bool is_other_session(struct rows *rows, int column, const Vmdedup__ServerJoin *req)
+static bool is_other_session(const struct known *k, const Vmdedup__ServerJoin *req)
+{
+	if (!k->sessions_len || req->session.len != 16 || req->last_session.len != 16)
+		return false; /* one of them is of an older version */
+	return memcmp(k->sessions, req->session.data, 16) &&
+	       memcmp(k->sessions, req->last_session.data, 16);
+}
+
+/* A request that was on its way for long: what it says was true before another process joined. */
+static bool is_former_session(const struct known *k, const Vmdedup__ServerJoin *req)
+{
+	size_t at;
+
+	for (at = 16; req->session.len == 16 && at < k->sessions_len; at += 16)
+		if (!memcmp(k->sessions + at, req->session.data, 16))
+			return true;
+	return false;
+}
+
+static bool is_last_session(const struct known *k, const Vmdedup__ServerJoin *req)
+{
+	return k->sessions_len && req->session.len == 16 &&
+	       !memcmp(k->sessions, req->session.data, 16);
+}
+
+/* The process that joined last says less than it has said: this was on its way for longer. A disk
+ * that is put back from a copy comes with another process. */
+static bool is_late(const struct known *k, const Vmdedup__ServerJoin *req, uint64_t commits)
+{
+	return is_last_session(k, req) && k->incarnation == req->incarnation &&
+	       req->commits < commits;
+}
+
+/*
+ * A server that is down and says what it has said before can reach a meta server. Whether it can be reached
+ * is not known by that, and the governor, which asks it, says when it is up.
+ */
+static bool stays_as_it_is(const struct known *k)
+{
+	return k->again && (k->state == SERVER_DOWN || k->state == SERVER_OUT);
+}
+
+static void take_sessions(struct known *k, struct rows *rows, int column)
 {
 	size_t len;
-	const void *known = rows_blob(rows, column, &len);
+	const void *sessions = rows_blob(rows, column, &len);
 
-	if (len != 16 || req->session.len != 16 || req->last_session.len != 16)
-		return false; /* one of them is of an older version */
-	return memcmp(known, req->session.data, 16) && memcmp(known, req->last_session.data, 16);
+	k->sessions_len = MIN(len, sizeof(k->sessions)) / 16 * 16;
+	if (k->sessions_len) /* else NULL may stand for it */
+		memcpy(k->sessions, sessions, k->sessions_len);
+}
+
+/* Who joins comes first. */
+static void add_session(struct known *k, const Vmdedup__ServerJoin *req)
+{
+	if (req->session.len != 16) {
+		k->sessions_len = 0;
+		return;
+	}
+	if (is_last_session(k, req))
+		return;
+	k->sessions_len = MIN(k->sessions_len + 16, sizeof(k->sessions));
+	memmove(k->sessions + 16, k->sessions, k->sessions_len - 16);
+	memcpy(k->sessions, req->session.data, 16);
 }
 
 static int find_server(struct meta_call *c, const struct uuid *disk, struct known *k)
@@ -194,10 +257,15 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	k->id = rows_int(&rows, 0);
 	k->incarnation = (uint64_t)rows_int(&rows, 1);
 	k->state = rows_int(&rows, 2);
+	take_sessions(k, &rows, 8);
+	k->former = is_former_session(k, req);
+	k->late = is_late(k, req, (uint64_t)rows_int(&rows, 7));
 	k->anew = k->incarnation != req->incarnation ||
-		  (uint64_t)rows_int(&rows, 7) > req->commits || is_other_session(&rows, 8, req);
+		  (uint64_t)rows_int(&rows, 7) > req->commits || is_other_session(k, req);
+	k->again = !k->anew && is_last_session(k, req);
 	key = rows_blob(&rows, 6, &len);
-	k->same = !k->anew && (k->state == SERVER_UP || k->state == SERVER_DRAINING) &&
+	k->same = !k->anew &&
+		  (k->state == SERVER_UP || k->state == SERVER_DRAINING || stays_as_it_is(k)) &&
 		  !strcmp(rows_text(&rows, 3), req->endpoint) &&
 		  !strcmp(rows_text(&rows, 4), req->host) &&
 		  !strcmp(rows_text(&rows, 5), req->rack) && len == req->curve_key.len &&
@@ -237,26 +305,28 @@ static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
  * they are reconciled, and it counts in no receipt; except where it is the only replica that could
  * be reconciled with: `missed` says that it gives way to the next one that is current.
  */
-static int update_server(struct meta_call *c, const struct known *k)
+static int update_server(struct meta_call *c, struct known *k)
 {
 	const Vmdedup__ServerJoin *req = c->req->server_join;
 	struct store *s = call_store(c);
 	int64_t n;
 
+	add_session(k, req);
 	n = store_exec(s, &c->err, "UPDATE servers SET session = ?2 WHERE id = ?1", V_INT(k->id),
-		       V_BLOB(req->session.data, req->session.len));
+		       V_BLOB(k->sessions, k->sessions_len));
 	if (n < 0)
 		return (int)n;
 	n = store_exec(
 		s, &c->err,
 		"UPDATE servers SET incarnation = ?2, endpoint = ?3, curve_key = ?4, "
 		"capacity = ?5, free = ?6, host = ?7, rack = ?8, seen_s = ?9, commits = ?10, "
-		"by_itself = 0, state = CASE WHEN state IN (1, 2) OR (state = 4 AND by_itself = 1) "
+		"by_itself = CASE WHEN ?11 = 1 THEN by_itself ELSE 0 END, "
+		"state = CASE WHEN ?11 = 0 AND (state IN (1, 2) OR (state = 4 AND by_itself = 1)) "
 		"THEN CASE WHEN draining = 1 THEN 3 ELSE 0 END ELSE state END WHERE id = ?1",
 		V_INT(k->id), V_INT(req->incarnation), V_TEXT(req->endpoint),
 		V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
 		V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack), V_INT(call_now_s(c)),
-		V_INT(req->commits));
+		V_INT(req->commits), V_INT(stays_as_it_is(k)));
 	if (n >= 0 && k->anew)
 		n = store_exec(
 			s, &c->err,
@@ -347,6 +417,10 @@ int map_server_join(struct meta_call *c)
 	known = find_server(c, &disk, &k);
 	if (known < 0)
 		return known;
+	if (known && k.former)
+		return call_error(c, -ESTALE, "another process has joined with this disk since");
+	if (known && k.late)
+		return reply_join(c, k.id);
 	if (known && c->req->server_join->incarnation < k.incarnation)
 		return call_error(
 			c, -ESTALE,

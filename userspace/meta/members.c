@@ -168,3 +168,32 @@ int members_missed(struct meta *m, unsigned int shard, const struct member_disk 
 	}
 	return r;
 }
+
+int members_make_do(struct meta *m, unsigned int shard, uint32_t server, struct error *err)
+{
+	struct member_place *p = m->members->places[shard];
+	int64_t n;
+
+	n = store_exec(m->store, err,
+		       "UPDATE replicas SET state = ?3, since = ?4, missed = 1 WHERE shard = ?1 AND "
+		       "server = ?2", V_INT(shard), V_INT(server), V_INT(REPLICA_CURRENT),
+		       V_INT(m->params.map_version + 1));
+	if (n > 0)
+		n = map_bump(m, true, err);
+	if (n < 0)
+		return (int)n;
+	/* Those that were leaving stay: they may have what it lacks, and drop it when they have left. */
+	n = store_exec(m->store, err,
+		       "UPDATE replicas SET state = ?2, since = 0, missed = 1 WHERE shard = ?1 AND "
+		       "state = ?3", V_INT(shard), V_INT(REPLICA_STALE), V_INT(REPLICA_LEAVING));
+	if (n < 0)
+		return (int)n;
+	for (unsigned int i = 0; i < PROTO_MAX_PLACES && p[i].server; i++) {
+		if (p[i].server == server)
+			p[i].state = REPLICA_CURRENT;
+		else if (p[i].state == REPLICA_LEAVING)
+			p[i].state = REPLICA_STALE;
+	}
+	m->members->map_version = m->params.map_version;
+	return 0;
+}

@@ -46,5 +46,9 @@ uint64_t members_since(const struct members *ms, unsigned int shard,
  * when this returns. */
 int members_missed(struct meta *m, unsigned int shard, const struct member_disk *disks, size_t nr,
 		   struct error *err);
+/* Nobody better is left: the stale replica of @shard on @server counts from now on, as one that has missed
+ * writes: it makes way as soon as another has reconciled with it. Open pushes ask again for what the
+ * others vouched for. Members are as new as the map when this returns. */
+int members_make_do(struct meta *m, unsigned int shard, uint32_t server, struct error *err);
 
 #endif

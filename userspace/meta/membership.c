@@ -106,6 +106,12 @@ static int order_remove(struct meta_call *c, uint32_t id, const struct server_ro
 				  "data server %u holds replicas of %lld shards: `vmdedup cluster "
 				  "drain %u` first, or give them up with --lost",
 				  id, (long long)s->places, id);
+	/* What the others have is what the backup says. */
+	if (s->places && c->m->params.deletion_suspended)
+		return call_error(c, -EBUSY,
+				  "since the store was restored it is not known what others have of data "
+				  "server %u: `vmdedup cluster resume-deletion` first, or give it up with "
+				  "--lost", id);
 	r = count_only_here(c, id, &only);
 	if (r)
 		return r;
@@ -307,12 +313,15 @@ static int check_lease(struct meta *m, const struct lease_watch *w, struct error
 
 static int mark(struct meta *m, uint32_t server, enum server_state state, struct error *err)
 {
-	int64_t now = 0, draining = 0, r;
+	int64_t now = 0, draining = 0, by_itself = 0, r;
 
 	r = store_int(m->store, err, &now, "SELECT state FROM servers WHERE id = ?1", V_INT(server));
 	if (r > 0)
 		r = store_int(m->store, err, &draining,
 			      "SELECT draining FROM servers WHERE id = ?1", V_INT(server));
+	if (r > 0)
+		r = store_int(m->store, err, &by_itself,
+			      "SELECT by_itself FROM servers WHERE id = ?1", V_INT(server));
 	if (r <= 0)
 		return (int)r;
 	switch (state) {
@@ -320,8 +329,10 @@ static int mark(struct meta *m, uint32_t server, enum server_state state, struct
 		r = now == SERVER_UP || now == SERVER_SUSPECT || now == SERVER_DRAINING;
 		break;
 	case SERVER_OUT:
-	case SERVER_UP:
 		r = now == SERVER_DOWN;
+		break;
+	case SERVER_UP:
+		r = now == SERVER_DOWN || (now == SERVER_OUT && by_itself);
 		break;
 	default:
 		r = 0;

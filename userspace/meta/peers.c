@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Agents that serve peers: who there is, and whom an agent is told of: first those that have images
- * open that it has open as well, then some at random. All of it is hints, forgotten when an agent is
+ * Agents that serve peers: who there is, and whom an agent is told of: at most half of its own rack,
+ * then those that have images open that it has open as well, then some at random. All of it is hints, forgotten when an agent is
  * silent for longer than it said. And who goes by a host's name.
  */
 #include <errno.h>
@@ -109,10 +109,13 @@ static int note_liars(struct meta_call *c)
 
 /* ---- what it is told ---- */
 
+#define MAX_LOOKED 8 /* images of one host, whose other holders are looked for at a time */
+
 struct suggestion {
 	struct meta_call *c;
 	Vmdedup__PeerAnnounceReply *reply;
-	size_t want;
+	struct uuid cache, from; /* of who asks; where to begin */
+	size_t all, want;	 /* @want: of them, up to now */
 };
 
 static bool is_suggested(const Vmdedup__PeerAnnounceReply *reply, const char *endpoint)
@@ -125,7 +128,7 @@ static bool is_suggested(const Vmdedup__PeerAnnounceReply *reply, const char *en
 	return false;
 }
 
-/* A row (endpoint, curve_key, ...). */
+/* A row (endpoint, curve_key, rack, ...). */
 static int add_address(struct meta_call *c, Vmdedup__PeerAnnounceReply *reply, struct rows *rows)
 {
 	Vmdedup__PeerAddress *a = call_alloc(c, sizeof(*a));
@@ -138,6 +141,7 @@ static int add_address(struct meta_call *c, Vmdedup__PeerAnnounceReply *reply, s
 	a->endpoint = arena_strdup(c->arena, rows_text(rows, 0));
 	if (!a->endpoint)
 		return call_nomem(c);
+	a->rack = peer_rack(rows_text(rows, 2));
 	key = rows_blob(rows, 1, &len);
 	if (len && call_bytes(c, &a->curve_key, key, len))
 		return -ENOMEM;
@@ -161,41 +165,93 @@ static int take_rows(struct suggestion *sg, struct rows *rows)
 	return r < 0 ? r : 0;
 }
 
-/* Two turns round the circle of UUIDs, from a random place: fair without sorting all. */
-static int suggest(struct suggestion *sg, const struct uuid *cache)
+#define COLUMNS	   "peers.endpoint, peers.curve_key, peers.rack, peers.cache"
+/* Of its rack: so many are looked at, whoever they are. */
+#define OF_RACK(turn) \
+	"SELECT " COLUMNS " FROM (SELECT * FROM peers WHERE rack = ?4 AND cache " turn " ?2 AND cache " \
+	"<> ?1 ORDER BY cache LIMIT 256) AS peers "
+#define IN_COMMON \
+	"WHERE EXISTS (SELECT 1 FROM peer_images mine JOIN peer_images other ON other.image = mine.image " \
+	"WHERE mine.cache = ?1 AND other.cache = peers.cache) "
+/* With one image: an index has them in order. */
+#define WITH_IMAGE(turn) \
+	"SELECT " COLUMNS " FROM (SELECT cache FROM peer_images WHERE image = ?4 AND cache " turn " ?2 " \
+	"AND cache <> ?1 ORDER BY cache LIMIT ?3) AS near JOIN peers ON peers.cache = near.cache "
+#define ANY(turn) "SELECT " COLUMNS " FROM peers WHERE cache <> ?1 AND cache " turn " ?2 "
+#define IN_ORDER  "ORDER BY peers.cache LIMIT ?3"
+
+/*
+ * In two turns round the circle of UUIDs, from a random place: fair without sorting all, and none looks at
+ * more than some rows, however many have an image open. Half of the places
+ * at most are for the rack, so that racks know each other; a quarter is kept for those at random, through
+ * which parts of a fleet meet.
+ */
+static const struct step {
+	const char *first, *second;
+	enum { BY_RACK = 1, BY_IMAGE } by; /* ?4 */
+	unsigned int quarters;
+} steps[] = {
+	{ OF_RACK(">") IN_COMMON IN_ORDER, OF_RACK("<=") IN_COMMON IN_ORDER, BY_RACK, 2 },
+	{ WITH_IMAGE(">") IN_ORDER, WITH_IMAGE("<=") IN_ORDER, BY_IMAGE, 3 },
+	{ OF_RACK(">") IN_ORDER, OF_RACK("<=") IN_ORDER, BY_RACK, 2 },
+	{ ANY(">") IN_ORDER, ANY("<=") IN_ORDER, 0, 4 },
+};
+
+static int search(struct suggestion *sg, const char *query, const struct val *by)
 {
-	static const char *const queries[] = {
-		"SELECT DISTINCT peers.endpoint, peers.curve_key, peers.cache FROM peer_images JOIN "
-		"peers ON peers.cache = peer_images.cache WHERE peer_images.image IN (SELECT image "
-		"FROM peer_images WHERE cache = ?1) AND peers.cache <> ?1 AND peers.cache > ?2 "
-		"ORDER BY peers.cache LIMIT ?3",
-		"SELECT DISTINCT peers.endpoint, peers.curve_key, peers.cache FROM peer_images JOIN "
-		"peers ON peers.cache = peer_images.cache WHERE peer_images.image IN (SELECT image "
-		"FROM peer_images WHERE cache = ?1) AND peers.cache <> ?1 AND peers.cache <= ?2 "
-		"ORDER BY peers.cache LIMIT ?3",
-		"SELECT endpoint, curve_key, cache FROM peers WHERE cache <> ?1 AND cache > ?2 ORDER "
-		"BY cache LIMIT ?3",
-		"SELECT endpoint, curve_key, cache FROM peers WHERE cache <> ?1 AND cache <= ?2 ORDER "
-		"BY cache LIMIT ?3",
-	};
-	struct meta_call *c = sg->c;
-	size_t i, all = sg->want;
-	struct uuid from;
+	struct rows rows CLEANUP_ROWS = { 0 };
+	struct store *s = call_store(sg->c);
+	int r;
+
+	if (sg->reply->n_peers >= sg->want)
+		return 0;
+	if (by)
+		r = store_query(s, &sg->c->err, &rows, query, V_UUID(&sg->cache), V_UUID(&sg->from),
+				V_INT(2 * sg->all), *by);
+	else
+		r = store_query(s, &sg->c->err, &rows, query, V_UUID(&sg->cache), V_UUID(&sg->from),
+				V_INT(2 * sg->all));
+	return r ? r : take_rows(sg, &rows);
+}
+
+static int search_both(struct suggestion *sg, const struct step *step, const struct val *by)
+{
+	return search(sg, step->first, by) ?: search(sg, step->second, by);
+}
+
+/* One of its images after the other, from a random one: others the next time. */
+static int search_images(struct suggestion *sg, const struct step *step)
+{
+	const Vmdedup__PeerAnnounce *req = sg->c->req->peer_announce;
+	size_t nr = req->images.len / 16, most = MIN(nr, MAX_LOOKED), i;
+	struct val image;
 	int r = 0;
 
-	if (c->m->env->random(c->m->env->ctx, from.b, sizeof(from.b)))
-		return call_error(c, -EIO, "no random numbers from the system");
-	for (i = 0; !r && i < sizeof(queries) / sizeof(queries[0]); i++) {
-		struct rows rows CLEANUP_ROWS = { 0 };
+	for (i = 0; !r && i < most && sg->reply->n_peers < sg->want; i++) {
+		image = V_BLOB(req->images.data + (sg->from.b[0] + i) % nr * 16, 16);
+		r = search_both(sg, step, &image);
+	}
+	return r;
+}
 
-		/* A quarter is kept for the random ones, through which parts of a fleet meet. */
-		sg->want = i < 2 ? all - all / 4 : all;
-		if (sg->reply->n_peers >= sg->want)
-			continue;
-		r = store_query(call_store(c), &c->err, &rows, queries[i], V_UUID(cache),
-				V_UUID(&from), V_INT(2 * all));
-		if (!r)
-			r = take_rows(sg, &rows);
+static int suggest(struct suggestion *sg)
+{
+	const Vmdedup__PeerAnnounce *req = sg->c->req->peer_announce;
+	struct val rack = V_TEXT(req->rack);
+	struct meta_call *c = sg->c;
+	size_t i;
+	int r = 0;
+
+	if (c->m->env->random(c->m->env->ctx, sg->from.b, sizeof(sg->from.b)))
+		return call_error(c, -EIO, "no random numbers from the system");
+	for (i = 0; !r && i < sizeof(steps) / sizeof(steps[0]); i++) {
+		sg->want = sg->all - sg->all * (4 - steps[i].quarters) / 4;
+		if (steps[i].by == BY_IMAGE)
+			r = search_images(sg, &steps[i]);
+		else if (steps[i].by != BY_RACK)
+			r = search_both(sg, &steps[i], NULL);
+		else if (*req->rack)
+			r = search_both(sg, &steps[i], &rack);
 	}
 	return r;
 }
@@ -207,21 +263,20 @@ int peers_announce(struct meta_call *c)
 	struct suggestion sg = { .c = c, .reply = reply };
 	uint64_t now = call_now_s(c);
 	struct peer_address address;
-	struct uuid cache;
 	int r;
 
 	if (!reply)
 		return call_nomem(c);
 	vmdedup__peer_announce_reply__init(reply);
-	sg.want = req->want < MAX_SUGGESTED ? req->want : MAX_SUGGESTED;
-	reply->peers = call_alloc(c, (sg.want + 1) * sizeof(*reply->peers));
+	sg.all = req->want < MAX_SUGGESTED ? req->want : MAX_SUGGESTED;
+	reply->peers = call_alloc(c, (sg.all + 1) * sizeof(*reply->peers));
 	if (!reply->peers)
 		return call_nomem(c);
-	r = check(c, req, &cache, &address) ?:
+	r = check(c, req, &sg.cache, &address) ?:
 	    forget_silent(c, now) ?:
-	    remember(c, &cache, &address, now) ?:
+	    remember(c, &sg.cache, &address, now) ?:
 	    note_liars(c) ?:
-	    suggest(&sg, &cache);
+	    suggest(&sg);
 	if (r)
 		return r;
 	c->reply.body_case = VMDEDUP__REPLY__BODY_PEER_ANNOUNCE;
@@ -250,14 +305,14 @@ int peers_find(struct meta_call *c)
 		cache = (struct uuid){ 0 };
 	r = call_check_text(c, req->host, "the host's name") ?:
 	    store_query(call_store(c), &c->err, &rows,
-			"SELECT endpoint, curve_key, cache, host FROM peers WHERE (host = ?1 OR cache = "
+			"SELECT endpoint, curve_key, rack, cache, host FROM peers WHERE (host = ?1 OR cache = "
 			"?4) AND until_s >= ?2 ORDER BY cache LIMIT ?3", V_TEXT(req->host),
 			V_INT(call_now_s(c)), V_INT(MAX_FOUND), V_UUID(&cache));
 	while (!r && (r = rows_next(&rows, &c->err)) > 0) {
-		hosts[list.n_peers] = arena_strdup(c->arena, rows_text(&rows, 3));
+		hosts[list.n_peers] = arena_strdup(c->arena, rows_text(&rows, 4));
 		if (!hosts[list.n_peers])
 			return call_nomem(c);
-		r = rows_bytes(&rows, 2, caches[list.n_peers].b, sizeof(caches[0].b), &c->err) ?:
+		r = rows_bytes(&rows, 3, caches[list.n_peers].b, sizeof(caches[0].b), &c->err) ?:
 		    add_address(c, &list, &rows);
 	}
 	if (r)

@@ -4,20 +4,28 @@
 #include <string.h>
 
 #define MAX_PASSES 8
+#define SLACK	   50 /* a difference of this part of a server's share is left alone */
 
-static const struct placement_server *find(const struct placement *p, uint32_t id)
+const struct placement_server *placement_find(const struct placement *p, uint32_t id)
 {
-	size_t i;
+	size_t low = 0, high = id ? p->nr_servers : 0;
 
-	for (i = 0; id && i < p->nr_servers; i++)
-		if (p->servers[i].id == id)
-			return &p->servers[i];
+	while (low < high) {
+		size_t mid = (low + high) / 2;
+
+		if (p->servers[mid].id == id)
+			return &p->servers[mid];
+		if (p->servers[mid].id < id)
+			low = mid + 1;
+		else
+			high = mid;
+	}
 	return NULL;
 }
 
 static bool holds(const struct placement *p, const struct placement_row *row)
 {
-	const struct placement_server *s = find(p, row->server);
+	const struct placement_server *s = placement_find(p, row->server);
 
 	return s && !s->leaves && row->state != REPLICA_LEAVING;
 }
@@ -72,7 +80,7 @@ static bool may_hold(const struct placement *p, unsigned int shard, unsigned int
 			continue;
 		if (p->shards[shard][i].server == s->id)
 			return false;
-		other = find(p, p->shards[shard][i].server);
+		other = placement_find(p, p->shards[shard][i].server);
 		if (other && holds(p, &p->shards[shard][i]) && same_domain(other, s))
 			return false;
 	}
@@ -152,7 +160,7 @@ static unsigned int fill(struct placement *p, uint32_t *places)
 static bool move(struct placement *p, unsigned int shard, unsigned int place, size_t to,
 		 uint32_t *places)
 {
-	const struct placement_server *from = find(p, p->shards[shard][place].server);
+	const struct placement_server *from = placement_find(p, p->shards[shard][place].server);
 	unsigned int spare = free_place(p, shard);
 
 	if (!p->empty[shard] && (!p->moves || spare == PROTO_MAX_PLACES || !is_calm(p, shard)))
@@ -181,7 +189,7 @@ static unsigned int clear_out(struct placement *p)
 			continue;
 		for (place = 0; place < PROTO_MAX_PLACES; place++) {
 			struct placement_row *row = &p->shards[shard][place];
-			const struct placement_server *s = find(p, row->server);
+			const struct placement_server *s = placement_find(p, row->server);
 
 			if (!s || !s->leaves || row->state == REPLICA_LEAVING)
 				continue;
@@ -210,7 +218,7 @@ static unsigned int thin_out(struct placement *p, uint32_t *places)
 
 				if (!holds(p, at))
 					continue;
-				s = find(p, at->server);
+				s = placement_find(p, at->server);
 				if (row && (at->state != row->state ?
 						    at->state != REPLICA_STALE :
 						    !below(places[worst - p->servers], worst,
@@ -231,7 +239,18 @@ static unsigned int thin_out(struct placement *p, uint32_t *places)
 	return n;
 }
 
-/* A move pays while the receiver, with the place, is still no fuller than the giver with it. */
+/*
+ * A move pays while the receiver, with the place, is still emptier than the giver with it, and by more than
+ * small changes of capacity are: they come each minute, from other files on the same disks, and places
+ * would go to and fro with them.
+ */
+static bool pays(uint64_t places_from, const struct placement_server *from, uint64_t places_to,
+		 const struct placement_server *to)
+{
+	return (double)(places_to + 1) * (double)(from->capacity + 1) * (1 + 1.0 / SLACK) <
+	       (double)places_from * (double)(to->capacity + 1);
+}
+
 static unsigned int even_out(struct placement *p, uint32_t *places)
 {
 	const struct placement_server *from;
@@ -242,13 +261,12 @@ static unsigned int even_out(struct placement *p, uint32_t *places)
 		if (!p->empty[shard] && (!p->moves || !is_calm(p, shard)))
 			continue;
 		for (place = 0; place < PROTO_MAX_PLACES; place++) {
-			from = find(p, p->shards[shard][place].server);
+			from = placement_find(p, p->shards[shard][place].server);
 			if (!from || !holds(p, &p->shards[shard][place]))
 				continue;
 			to = choose(p, shard, place, places);
 			if (to == p->nr_servers || &p->servers[to] == from ||
-			    !below(places[to] + 1, &p->servers[to], places[from - p->servers],
-				   from))
+			    !pays(places[from - p->servers], from, places[to], &p->servers[to]))
 				continue;
 			n += move(p, shard, place, to, places);
 		}
@@ -264,7 +282,7 @@ unsigned int placement_fill(struct placement *p)
 	for (shard = 0; shard < NR_SHARDS; shard++)
 		for (place = 0; place < PROTO_MAX_PLACES; place++)
 			if (holds(p, &p->shards[shard][place]))
-				places[find(p, p->shards[shard][place].server) - p->servers]++;
+				places[placement_find(p, p->shards[shard][place].server) - p->servers]++;
 	n = fill(p, places) + clear_out(p) + thin_out(p, places);
 	/* One pass looks at each place once; what it has moved may let another follow. */
 	for (pass = 0; pass < MAX_PASSES; pass++) {

@@ -45,11 +45,9 @@ static int load_servers(struct meta *m, struct plan *plan, struct error *err)
 
 static size_t server_index(const struct plan *plan, uint32_t id)
 {
-	size_t i;
+	const struct placement_server *s = placement_find(&plan->p, id);
 
-	for (i = 0; i < plan->p.nr_servers && plan->p.servers[i].id != id; i++)
-		;
-	return i;
+	return s ? (size_t)(s - plan->p.servers) : plan->p.nr_servers;
 }
 
 static int load_rows(struct meta *m, struct plan *plan, struct error *err)
@@ -92,26 +90,24 @@ static int load_sizes(struct meta *m, struct plan *plan, struct error *err)
 	return MIN(r, 0);
 }
 
-/* A shard is empty when nothing names a block of it, and nothing may come to name one by a receipt
- * that was accepted already. */
+/*
+ * A shard is empty when nothing names a block of it, and nothing may come to name one by a receipt that was
+ * accepted already. The state of the pushes is no parameter: there are indexes of a part of the rows, by
+ * state, and SQLite would look again with each value which of them will do, which takes longer than to look.
+ */
 static int shard_is_empty(struct meta *m, unsigned int shard, struct error *err)
 {
-	struct fp from = { 0 }, to;
+	struct fp from, to;
 	int64_t one;
 	int r;
 
-	from.b[0] = (uint8_t)(shard >> 2);
-	from.b[1] = (uint8_t)(shard << 6);
-	memset(to.b, 0xff, sizeof(to.b));
-	to.b[0] = from.b[0];
-	to.b[1] = from.b[1] | 0x3f;
+	fp_shard_range(shard, &from, &to);
 	r = store_int(
 		m->store, err, &one,
 		"SELECT 1 FROM domains WHERE EXISTS (SELECT 1 FROM blocks WHERE blocks.domain = "
 		"domains.id AND fp >= ?1 AND fp <= ?2) UNION ALL SELECT 1 FROM pushes WHERE state = "
-		"?3 AND EXISTS (SELECT 1 FROM push_receipts WHERE push_receipts.push = pushes.id "
-		"AND fp >= ?1 AND fp <= ?2) LIMIT 1",
-		V_FP(&from), V_FP(&to), V_INT(PUSH_OPEN));
+		"0 AND EXISTS (SELECT 1 FROM push_receipts WHERE push_receipts.push = pushes.id "
+		"AND fp >= ?1 AND fp <= ?2) LIMIT 1", V_FP(&from), V_FP(&to));
 	return r < 0 ? r : !r;
 }
 
@@ -239,6 +235,13 @@ int plan_run(struct meta *m, unsigned int moves, struct plan_result *out, struct
 
 	if (!plan)
 		return error_set(err, -ENOMEM, "the meta server is out of memory");
+	/* What a restored store says of replicas may be old: nothing is copied because of it, and none is
+	 * given up, until `resume-deletion` has looked. */
+	if (m->params.deletion_suspended) {
+		if (out)
+			*out = result;
+		return 0;
+	}
 	plan->p.replicas = m->params.replicas;
 	r = load_sizes(m, plan, err) ?: load_servers(m, plan, err) ?: load_rows(m, plan, err) ?:
 	    load_empty(m, plan, err);

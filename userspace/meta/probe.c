@@ -89,6 +89,8 @@ void prober_accuse(struct prober *p, uint32_t id)
 	b = beat_find(p, id);
 	if (b) {
 		b->state.accused_ns = clock_mono_ns();
+		if (!b->state.complaint_ns)
+			b->state.complaint_ns = b->state.accused_ns;
 		accuse(p, id);
 	}
 	pthread_mutex_unlock(&p->lock);
@@ -102,7 +104,9 @@ void prober_forgive(struct prober *p, uint32_t id)
 	b = beat_find(p, id);
 	if (b) {
 		b->state.refused_ns = b->state.accused_ns = 0;
+		b->state.complaint_ns = b->state.broken_ns = 0;
 		b->state.since_ns = clock_mono_ns();
+		b->state.in_a_row = b->state.answers_in_a_row = 0;
 		b->state.failed = false;
 	}
 	pthread_mutex_unlock(&p->lock);
@@ -126,12 +130,13 @@ static void beat_answered(void *arg, int r, struct net_reply *reply)
 	pthread_mutex_lock(&b->p->lock);
 	if (pong) {
 		s->in_a_row = now - b->asked_ns < IN_TIME_NS ? s->in_a_row + 1 : 0;
+		s->answers_in_a_row++;
 		s->answered_ns = now;
-		s->refused_ns = 0;
+		s->refused_ns = s->complaint_ns = s->broken_ns = 0;
 		s->failed = *pong->failed;
 		s->free = pong->free;
 	} else if (r != -ECANCELED) {
-		s->in_a_row = 0;
+		s->in_a_row = s->answers_in_a_row = 0;
 	}
 	pthread_mutex_unlock(&b->p->lock);
 	if (reply)
@@ -175,6 +180,8 @@ static void beat_run(struct prober *p, struct beat *b, uint64_t map_version)
 	if ((b->connected && !connected) ||
 	    (!connected && b->asked && now - b->asked_ns > GOVERNOR_BEAT_MS * NS_PER_MS)) {
 		pthread_mutex_lock(&p->lock);
+		if (!b->state.broken_ns)
+			b->state.broken_ns = now;
 		accuse(p, b->target.id);
 		pthread_mutex_unlock(&p->lock);
 		b->asked_ns = now;
@@ -304,7 +311,7 @@ static void probe(struct prober *p, uint32_t id)
 	b = beat_find(p, id);
 	if (b && refused) {
 		b->state.refused_ns = clock_mono_ns();
-		b->state.in_a_row = 0;
+		b->state.in_a_row = b->state.answers_in_a_row = 0;
 	}
 	pthread_mutex_unlock(&p->lock);
 	tell_owner(p);

@@ -25,7 +25,11 @@ struct probe_state {
 	uint64_t answered_ns; /* last; 0: never */
 	uint64_t refused_ns;  /* its host refused a connection twice in a row; 0, or the last time */
 	uint64_t accused_ns;  /* somebody complained, last; 0: never */
+	/* Signals, the first of each since the last answer; 0: none */
+	uint64_t complaint_ns; /* somebody complained */
+	uint64_t broken_ns;    /* the heartbeat's connection broke, or was not made in time */
 	unsigned int in_a_row; /* heartbeats answered in time */
+	unsigned int answers_in_a_row; /* in time or not */
 	bool failed;	      /* it says that its disk takes nothing any more */
 	uint64_t free;
 };

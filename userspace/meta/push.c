@@ -11,7 +11,8 @@
  *    counter belongs to the cache's volume record and goes on over grants, while a new grant has
  *    no cut yet.
  * The parent may be the root that the lease stands on, when a resize has made the head of that one.
- * The same (epoch, cut) on the same parent again was committed before: it gets the first result.
+ * The same (epoch, cut) on the same parent again was committed before: it gets the first result, which
+ * is the root that the lease stands on. The head may be what a resize has made of it.
  * Everything else is stale. A commit that comes late finds its lease over, or its cut behind.
  */
 #include "meta/image.h"
@@ -191,13 +192,15 @@ static int adopt_or_insert(struct meta_call *c, struct push *p)
 static int begin_volume(struct meta_call *c, const Vmdedup__PushBegin *req, struct push *p,
 			Vmdedup__PushBeginReply *reply)
 {
+	struct uuid cache;
 	struct image im;
 	struct lease l;
 	int r;
 
-	r = call_get_uuid(c, &req->image, "the image's UUID", &p->image) ?:
+	r = req->cache.len ? call_get_uuid(c, &req->cache, "the cache's UUID", &cache) : 0;
+	r = r ?: call_get_uuid(c, &req->image, "the image's UUID", &p->image) ?:
 	    call_get_fp(c, &req->parent_root, "the parent root", &p->parent_root) ?:
-	    image_by_uuid(c, &p->image, &im);
+	    lease_image(c, &p->image, req->lease_epoch, &im);
 	if (r)
 		return r;
 	if (!req->cut || req->cut > INT64_MAX || req->lease_epoch > INT64_MAX)
@@ -207,13 +210,17 @@ static int begin_volume(struct meta_call *c, const Vmdedup__PushBegin *req, stru
 	p->domain = im.domain;
 	p->size = im.size;
 	r = follows(c, &im, p, &l);
+	/* An epoch is one cache's, in one history. */
+	if (r >= 0 && req->cache.len && !uuid_equal(&l.cache, &cache))
+		r = stale(c, &im, p);
 	if (r < 0)
 		return r;
 	if (r == FOLLOW_NEXT)
 		return adopt_or_insert(c, p);
+	/* What the commit made, and what the lease says: a resize may have moved the head since. */
 	reply->done = true;
 	reply->version = im.head_version;
-	return call_bytes(c, &reply->root, im.root.b, FP_SIZE);
+	return call_bytes(c, &reply->root, l.root.b, FP_SIZE);
 }
 
 int push_begin(struct meta_call *c)
@@ -336,17 +343,22 @@ int push_part(struct meta_call *c)
 	if (r)
 		return r;
 	put.domain = p.domain;
-	put.missing = call_alloc(c, META_MAX_REDO * sizeof(struct fp));
-	put.redo = call_alloc(c, META_MAX_REDO * sizeof(struct fp));
+	/* Half a MiB, of which next to nothing is used. */
+	put.missing = call_room(c, META_MAX_REDO * sizeof(struct fp));
+	put.redo = call_room(c, META_MAX_REDO * sizeof(struct fp));
 	if (!put.missing || !put.redo)
 		return call_nomem(c);
 	/* With the first receipts the push is as young as they are. */
 	if (!p.receipts)
 		p.members_version = c->m->params.members_version;
 	r = receipts_record(c, p.id, p.domain, req->receipts, req->n_receipts, &p.receipts) ?:
-	    store_savepoint(call_store(c), &c->err) ?: put_nodes(c, &p, &put);
+	    store_savepoint(call_store(c), &c->err);
 	if (r)
 		return r;
+	r = put_nodes(c, &p, &put);
+	if (r) /* so that the caller's savepoint, of the same name, is the one that is undone next */
+		return store_rollback_to(call_store(c), &c->err) ?:
+		       store_release(call_store(c), &c->err) ?: r;
 	if (put.nr_redo || put.nr_missing) {
 		r = store_rollback_to(call_store(c), &c->err) ?:
 		    ask_again(c, "the part is refused", put.nr_redo, put.nr_missing);
@@ -380,7 +392,7 @@ static int lacks(struct meta_call *c, struct push *p, const struct fp *root)
 	if (known < 0)
 		return known;
 	if (p->members_version != c->m->params.members_version) {
-		redo = call_alloc(c, META_MAX_REDO * sizeof(*redo));
+		redo = call_room(c, META_MAX_REDO * sizeof(*redo));
 		if (!redo)
 			return call_nomem(c);
 		r = receipts_recheck(c, p->id, redo, &nr_redo);
@@ -414,21 +426,23 @@ static int commit_import(struct meta_call *c, struct push *p, const struct fp *r
 	return r;
 }
 
-static int commit_volume(struct meta_call *c, struct push *p, const struct fp *root,
-			 struct image *im)
+/* *root: of the cut; out: of the cut that is committed. */
+static int commit_volume(struct meta_call *c, struct push *p, struct fp *root, struct image *im)
 {
 	struct lease l;
 	int r;
 
-	r = image_by_uuid(c, &p->image, im);
+	r = lease_image(c, &p->image, p->epoch, im);
 	if (r)
 		return r;
 	r = follows(c, im, p, &l);
 	if (r < 0)
 		return r;
 	/* Committed by another push record of the same cut: that one's root is the result. */
-	if (r == FOLLOW_DONE)
+	if (r == FOLLOW_DONE) {
+		*root = l.root;
 		return 0;
+	}
 	r = lacks(c, p, root) ?: lease_advance(c, &l, root, p->cut);
 	if (r)
 		return r;
@@ -468,7 +482,7 @@ int push_commit(struct meta_call *c)
 	c->reply.body_case = VMDEDUP__REPLY__BODY_PUSH_COMMIT;
 	c->reply.push_commit = reply;
 	return call_bytes(c, &reply->image, im.uuid.b, sizeof(im.uuid.b)) ?:
-	       call_bytes(c, &reply->root, im.root.b, FP_SIZE);
+	       call_bytes(c, &reply->root, root.b, FP_SIZE);
 }
 
 /* Of one that is over: done before. */

@@ -98,8 +98,23 @@ int reconcile_begin(struct meta_call *c)
 	return 0;
 }
 
-/* @source was current all the time since @version, and nothing was missed here since the BEGIN that
- * gave @round: one that was late, and cleared what had been missed, gave another. */
+/*
+ * @source was current all the time since @version, and nothing was missed here since the BEGIN that
+ * gave @round: one that was late, and cleared what had been missed, gave another.
+ *
+ * After a restore, until DELETION_RESUME, `current` is what the backup says, and the source may have
+ * dropped the shard since. Then this one becomes current although both lack blocks. It is allowed, or a
+ * server that was away for a moment would count in no receipt for as long as people look at what was
+ * restored; and it loses nothing:
+ *   - it has what it had and all that the source has, nothing is deleted by it, and until the resumption
+ *     nothing is deleted, dropped or moved by anything (gc, SHARD_DROP, plan.c, order_remove());
+ *   - who has a block for certain is in the receipts, not in the map: a current replica that lacks what a
+ *     client touches is sent it;
+ *   - the resumption has held every named block against what each replica lists, whatever its state, and
+ *     makes those stale that lack one, in the transaction that lets deletion go on. A replica that lacked
+ *     one when it was listed gets it from one that does not, or is made stale, promoted or not;
+ *   - an END whose BEGIN was before that is void: its source has become stale, or this one has `missed`.
+ */
 static int promote(struct meta_call *c, uint32_t shard, int64_t server, int64_t source,
 		   uint64_t version, uint64_t round)
 {

@@ -56,8 +56,8 @@ CREATE TABLE domains (
 
 -- Data servers, one for each disk. incarnation goes up when a disk's content starts anew; what
 -- an older incarnation vouched for no longer counts. commits is the disk's own count of commits: if
--- it goes down, the disk has been put back from a copy; so it has if it does not name session, the
--- process that joined with it last. state: enum server_state. by_itself: the
+-- it goes down, the disk has been put back from a copy; so it has if it does not name the first
+-- UUID of session: of the processes that joined with it, the last one first. state: enum server_state. by_itself: the
 -- governor took it out, nobody asked for it. draining: somebody did ask, and it is down or out; when
 -- it is back it drains on. anew: the map version at which its content was last not what it had been;
 -- receipts of older versions say nothing about it.
@@ -156,7 +156,9 @@ CREATE TABLE versions (
 -- Leases: the one writer of an image is the cache in the row with state 0 (active). A broken one
 -- (state 1) can commit nothing, but its last root and the parent of that one stay counted,
 -- because the cache may hold dirty data above either, until it is recovered or given up. The
--- image may be gone by then. grown: the head that a resize has made of root since: the next push may
+-- image may be gone by then. A reader (state 2) is no lease: root is what a read-only or ephemeral volume
+-- of the cache was opened with last, parent_root what it may still have on record, epoch a random number.
+-- grown: the head that a resize has made of root since: the next push may
 -- still name root as its parent.
 CREATE TABLE leases (
 	image        BYTEA NOT NULL,
@@ -304,6 +306,7 @@ CREATE TABLE peers (
 ) /*sqlite: WITHOUT ROWID */;
 CREATE INDEX peers_until ON peers (until_s);
 CREATE INDEX peers_endpoint ON peers (endpoint);
+CREATE INDEX peers_rack ON peers (rack, cache);
 
 -- The images that are open on them.
 CREATE TABLE peer_images (

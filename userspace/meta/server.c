@@ -16,6 +16,7 @@
 
 #define MAX_BATCH 512
 #define TICK_MS	  100
+#define QUEUED	  (2ULL << 30) /* bytes of replies that wait for clients, most of them of NODE_GET */
 
 struct meta_server {
 	struct meta meta;
@@ -34,6 +35,9 @@ static void send_reply(struct meta_server *s, struct net_request *req, struct me
 	struct net_frame *frames = NULL;
 	size_t i;
 
+	/* Of this process: the store does not know. */
+	if (c->reply.body_case == VMDEDUP__REPLY__BODY_CLUSTER_INFO)
+		c->reply.cluster_info->open_keys = net_ctx_keys_are_open(s->ctx);
 	if (c->nr_out) {
 		frames = arena_alloc(&s->arena, c->nr_out * sizeof(*frames));
 		if (!frames) {
@@ -112,7 +116,7 @@ static void tick(void *ctx)
 }
 
 static const struct net_server_ops server_ops = {
-	.handle = handle, .batch_end = run_batch, .tick = tick,
+	.handle = handle, .batch_end = run_batch, .tick = tick, .queued = QUEUED,
 };
 
 struct meta_server *meta_server_open(struct net_ctx *net, const char *store, struct error *err)

@@ -36,20 +36,9 @@ static int request_digest(struct meta_call *c, uint8_t digest[DIGEST_SIZE])
 	return 0;
 }
 
-static void *arena_pb_alloc(void *arena, size_t size)
-{
-	return arena_alloc(arena, size);
-}
-
-static void arena_pb_free(void *arena, void *p)
-{
-}
-
 static int answer_again(struct meta_call *c, const void *packed, size_t len)
 {
-	ProtobufCAllocator alloc = {
-		.alloc = arena_pb_alloc, .free = arena_pb_free, .allocator_data = c->arena,
-	};
+	ProtobufCAllocator alloc = arena_protobuf(c->arena);
 	Vmdedup__Reply *reply = vmdedup__reply__unpack(&alloc, len, packed);
 
 	if (!reply)

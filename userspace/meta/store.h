@@ -29,7 +29,8 @@
 
 enum val_type { VAL_NULL, VAL_INT, VAL_BLOB, VAL_TEXT };
 
-/* A parameter. Blobs and texts stay the caller's and must live through the call. */
+/* A parameter. Blobs and texts stay the caller's and must live through the call. A text has a NUL
+ * behind its @len bytes. */
 struct val {
 	enum val_type type;
 	int64_t i;

@@ -18,6 +18,18 @@
 
 #define NR_CACHED 128
 
+/* Prepared once: a transaction has at least two of them. */
+enum fixed { BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE, ROLLBACK_TO, NR_FIXED };
+
+static const char *const fixed_sql[] = {
+	[BEGIN] = "BEGIN IMMEDIATE",
+	[COMMIT] = "COMMIT",
+	[ROLLBACK] = "ROLLBACK",
+	[SAVEPOINT] = "SAVEPOINT v",
+	[RELEASE] = "RELEASE v",
+	[ROLLBACK_TO] = "ROLLBACK TO v",
+};
+
 struct cached {
 	const char *sql; /* by address */
 	sqlite3_stmt *stmt;
@@ -29,6 +41,7 @@ struct sqlite_store {
 	sqlite3 *db;
 	int lock_fd;
 	struct cached cached[NR_CACHED];
+	sqlite3_stmt *fixed[NR_FIXED];
 	bool in_tx;
 };
 
@@ -73,10 +86,30 @@ static int run(struct sqlite_store *q, const char *sql, struct error *err)
 	return rc == SQLITE_OK ? 0 : fail(q, err, rc, sql);
 }
 
+static int step_fixed(struct sqlite_store *q, enum fixed n)
+{
+	int rc = SQLITE_OK;
+
+	if (!q->fixed[n])
+		rc = sqlite3_prepare_v3(q->db, fixed_sql[n], -1, SQLITE_PREPARE_PERSISTENT, &q->fixed[n],
+					NULL);
+	if (rc != SQLITE_OK)
+		return rc;
+	sqlite3_step(q->fixed[n]);
+	return sqlite3_reset(q->fixed[n]); /* what the step said */
+}
+
+static int run_fixed(struct sqlite_store *q, enum fixed n, struct error *err)
+{
+	int rc = step_fixed(q, n);
+
+	return rc == SQLITE_OK ? 0 : fail(q, err, rc, fixed_sql[n]);
+}
+
 static int sqlite_begin(struct store *s, struct error *err)
 {
 	struct sqlite_store *q = to_sqlite(s);
-	int r = run(q, "BEGIN IMMEDIATE", err);
+	int r = run_fixed(q, BEGIN, err);
 
 	q->in_tx = !r;
 	return r;
@@ -88,14 +121,14 @@ static void sqlite_rollback(struct store *s)
 
 	/* SQLite has rolled back by itself after some errors. */
 	if (q->in_tx && !sqlite3_get_autocommit(q->db))
-		sqlite3_exec(q->db, "ROLLBACK", NULL, NULL, NULL);
+		step_fixed(q, ROLLBACK);
 	q->in_tx = false;
 }
 
 static int sqlite_commit(struct store *s, struct error *err)
 {
 	struct sqlite_store *q = to_sqlite(s);
-	int r = run(q, "COMMIT", err);
+	int r = run_fixed(q, COMMIT, err);
 
 	if (!r)
 		q->in_tx = false;
@@ -104,17 +137,17 @@ static int sqlite_commit(struct store *s, struct error *err)
 
 static int sqlite_savepoint(struct store *s, struct error *err)
 {
-	return run(to_sqlite(s), "SAVEPOINT v", err);
+	return run_fixed(to_sqlite(s), SAVEPOINT, err);
 }
 
 static int sqlite_release(struct store *s, struct error *err)
 {
-	return run(to_sqlite(s), "RELEASE v", err);
+	return run_fixed(to_sqlite(s), RELEASE, err);
 }
 
 static int sqlite_rollback_to(struct store *s, struct error *err)
 {
-	return run(to_sqlite(s), "ROLLBACK TO v", err);
+	return run_fixed(to_sqlite(s), ROLLBACK_TO, err);
 }
 
 static int sqlite_script(struct store *s, const char *sql, struct error *err)
@@ -248,6 +281,8 @@ static void sqlite_close(struct store *s)
 	sqlite_rollback(s);
 	for (i = 0; i < NR_CACHED; i++)
 		sqlite3_finalize(q->cached[i].stmt);
+	for (i = 0; i < NR_FIXED; i++)
+		sqlite3_finalize(q->fixed[i]);
 	sqlite3_close(q->db);
 	if (q->lock_fd >= 0)
 		close(q->lock_fd);

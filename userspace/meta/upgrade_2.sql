@@ -23,6 +23,8 @@ ALTER TABLE servers ADD COLUMN anew BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE replicas ADD COLUMN placed BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE replicas ADD COLUMN round BIGINT NOT NULL DEFAULT 0;
 
+CREATE INDEX peers_rack ON peers (rack, cache);
+
 -- A server that was being drained had that as its state.
 UPDATE servers SET draining = 1 WHERE state = 3;
 

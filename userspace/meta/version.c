@@ -119,6 +119,18 @@ int version_snapshot(struct meta_call *c)
 	return r ? r : image_set_head(c, &im, &im.root) ?: reply_newest(c, &im);
 }
 
+/* A head that no version names, as after pushes in the background, would be gone for good. */
+static int keep_head(struct meta_call *c, struct image *im, const struct version *back_to)
+{
+	char label[64];
+
+	if (im->head_version || fp_equal(&im->root, &back_to->root))
+		return 0;
+	snprintf(label, sizeof(label), "before the rollback to %llu",
+		 (unsigned long long)back_to->number);
+	return image_add_version(c, im, label);
+}
+
 /* Raises the epoch: whoever still holds a grant of the head before must not commit above it. */
 int version_rollback(struct meta_call *c)
 {
@@ -134,6 +146,9 @@ int version_rollback(struct meta_call *c)
 	if (v.size != im.size)
 		return call_error(c, -EINVAL, "version %llu of \"%s\" has another size; clone it "
 				  "instead", (unsigned long long)v.number, im.name);
+	r = keep_head(c, &im, &v);
+	if (r)
+		return r;
 	im.lease_epoch++;
 	im.head_version = v.number;
 	return image_set_head(c, &im, &v.root) ?: image_reply(c, &im, NULL);

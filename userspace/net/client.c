@@ -13,6 +13,9 @@
  * refused or the other side sent what is not ZMTP. It does not say which, so a connection that
  * has not come back after a while is replaced.
  *
+ * A call with payload is held until the server has room for it (net/room.h); those without pass it.
+ * What was given to a connection that has ended is void.
+ *
  * inproc:// has no monitor's events and no reconnection: it is connected from the start.
  */
 #include <errno.h>
@@ -21,15 +24,15 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/queue.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "net/calls.h"
 #include "net/internal.h"
 #include "proto/limits.h"
 
-#define CALL_BUCKETS	  1024
 #define MAX_CALLS	  16384
 #define RUN_BATCH	  256 /* replies handled before the owner gets its thread back */
 #define RECONNECT_MS	  50 /* libzmq's own */
@@ -41,22 +44,6 @@
 	 ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |              \
 	 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
 
-enum call_state { CALL_WAITING, CALL_SENT, CALL_FAILED };
-
-struct call {
-	TAILQ_ENTRY(call) link;
-	struct call *next_in_bucket;
-	enum call_state state;
-	int result; /* of a failed one */
-	uint64_t id;
-	uint64_t deadline; /* UINT64_MAX: none */
-	net_done_fn done;
-	void *arg;
-	size_t nr; /* header and frames, kept for sending again */
-	zmq_msg_t msgs[];
-};
-TAILQ_HEAD(calls, call);
-
 struct net_client {
 	char *endpoint;
 	char *role;
@@ -65,154 +52,19 @@ struct net_client {
 	void *monitor;
 	int epoll_fd; /* of the sockets and the kick: what net_client_fd() gives */
 	int kick_fd;  /* there is something to do that the sockets' own fds no longer tell */
-	struct calls waiting, sent, failed;
-	size_t pending;
-	struct call *buckets[CALL_BUCKETS];
+	struct calls calls;
 	uint64_t last_id;
 	uint64_t hello_id; /* of the HELLO that is not answered yet, or 0 */
-	uint64_t next_deadline; /* no call has an earlier one */
 	bool connected, hello_said, closing;
+	bool asks;	    /* for room before it sends payload, if the server gives some */
+	bool gives;	    /* the server does */
+	uint64_t room, room_until; /* bytes that may be sent */
+	uint64_t ask_id, asked_ns; /* a question for room that is not answered, or 0 */
 	bool broken;	     /* there was a connection, or nearly, and it has ended */
 	unsigned int retries; /* since the last HELLO that was answered */
 	uint64_t retry_at;
 	char trouble[256]; /* why there is no connection, as far as known */
 };
-
-/* A reply as it came; net_reply.priv points here, and the first field is what callers get. */
-struct received {
-	struct net_reply reply;
-	struct net_parts parts;
-	struct net_frame frames[];
-};
-
-/* ---- replies ---- */
-
-void net_reply_free(struct net_reply *reply)
-{
-	struct received *in = reply ? reply->priv : NULL;
-
-	if (!in)
-		return;
-	/* Callers may have copied the structure: theirs forgets, ours goes with all it holds. */
-	if (reply != &in->reply)
-		memset(reply, 0, sizeof(*reply));
-	vmdedup__reply__free_unpacked(in->reply.header, NULL);
-	net_parts_free(&in->parts);
-	free(in);
-}
-
-/* Takes over @parts, also when it fails. */
-static int received_new(struct net_parts *parts, struct received **out, struct error *err)
-{
-	size_t nr = parts->nr - 1;
-	struct received *in = calloc(1, sizeof(*in) + nr * sizeof(in->frames[0]));
-	int r;
-
-	if (!in) {
-		net_parts_free(parts);
-		return error_set(err, -ENOMEM, "out of memory");
-	}
-	in->parts = *parts;
-	memset(parts, 0, sizeof(*parts));
-	in->reply.priv = in;
-	in->reply.nr_frames = nr;
-	in->reply.frames = in->frames;
-	r = net_decode_reply(zmq_msg_data(&in->parts.msgs[0]), zmq_msg_size(&in->parts.msgs[0]),
-			     &in->reply.header, err);
-	if (!r)
-		r = net_check_payload(&in->parts, 1, in->reply.header->payload_frames, err);
-	if (r) {
-		net_reply_free(&in->reply);
-		return r;
-	}
-	for (size_t i = 0; i < nr; i++) {
-		in->frames[i].data = zmq_msg_data(&in->parts.msgs[i + 1]);
-		in->frames[i].len = zmq_msg_size(&in->parts.msgs[i + 1]);
-	}
-	*out = in;
-	return 0;
-}
-
-/* ---- calls ---- */
-
-static struct calls *list_of(struct net_client *c, enum call_state state)
-{
-	return state == CALL_WAITING ? &c->waiting : state == CALL_SENT ? &c->sent : &c->failed;
-}
-
-static void call_move(struct net_client *c, struct call *call, enum call_state state)
-{
-	TAILQ_REMOVE(list_of(c, call->state), call, link);
-	call->state = state;
-	TAILQ_INSERT_TAIL(list_of(c, state), call, link);
-}
-
-static struct call *call_find(struct net_client *c, uint64_t id)
-{
-	struct call *call = c->buckets[id % CALL_BUCKETS];
-
-	while (call && call->id != id)
-		call = call->next_in_bucket;
-	return call;
-}
-
-static void call_insert(struct net_client *c, struct call *call)
-{
-	struct call **bucket = &c->buckets[call->id % CALL_BUCKETS];
-
-	call->next_in_bucket = *bucket;
-	*bucket = call;
-	TAILQ_INSERT_TAIL(list_of(c, call->state), call, link);
-	c->pending++;
-	if (call->deadline < c->next_deadline)
-		c->next_deadline = call->deadline;
-}
-
-static void call_free(struct call *call)
-{
-	for (size_t i = 0; i < call->nr; i++)
-		zmq_msg_close(&call->msgs[i]);
-	free(call);
-}
-
-/* The call leaves every table before its callback runs, which may submit others. */
-static void call_end(struct net_client *c, struct call *call, int r, struct net_reply *reply)
-{
-	struct call **p = &c->buckets[call->id % CALL_BUCKETS];
-	net_done_fn done = call->done;
-	void *arg = call->arg;
-
-	while (*p != call)
-		p = &(*p)->next_in_bucket;
-	*p = call->next_in_bucket;
-	TAILQ_REMOVE(list_of(c, call->state), call, link);
-	c->pending--;
-	call_free(call);
-	done(arg, r, reply);
-}
-
-static void fail_all(struct net_client *c, int r)
-{
-	struct call *call;
-
-	while ((call = TAILQ_FIRST(&c->sent)) || (call = TAILQ_FIRST(&c->waiting))) {
-		call->result = r;
-		call_move(c, call, CALL_FAILED);
-	}
-}
-
-/* What was sent goes to the head of the queue, in the order in which it was sent. */
-static void send_all_again(struct net_client *c)
-{
-	struct call *call;
-
-	TAILQ_FOREACH(call, &c->sent, link)
-		call->state = CALL_WAITING;
-	TAILQ_CONCAT(&c->sent, &c->waiting, link);
-	TAILQ_CONCAT(&c->waiting, &c->sent, link);
-	c->hello_said = false;
-	c->hello_id = 0;
-}
 
 /* ---- sending ---- */
 
@@ -232,12 +84,33 @@ static int send_parts(struct net_client *c, zmq_msg_t *msgs, size_t nr)
 	return 0;
 }
 
+static int send_header(struct net_client *c, const Vmdedup__Request *req)
+{
+	zmq_msg_t msg;
+	int r = net_pack(&req->base, &msg);
+
+	if (r)
+		return r;
+	r = send_parts(c, &msg, 1);
+	zmq_msg_close(&msg);
+	return r;
+}
+
+static uint64_t payload_of(const struct call_list *list)
+{
+	const struct call *call;
+	uint64_t bytes = 0;
+
+	TAILQ_FOREACH(call, list, link)
+		bytes += call->payload;
+	return bytes;
+}
+
 static int say_hello(struct net_client *c)
 {
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	Vmdedup__Hello hello = VMDEDUP__HELLO__INIT;
 	char name[128] = "";
-	zmq_msg_t msg;
 	int r;
 
 	if (gethostname(name, sizeof(name) - 16))
@@ -246,38 +119,100 @@ static int say_hello(struct net_client *c)
 	hello.version = PROTO_VERSION;
 	hello.role = c->role;
 	hello.name = name;
+	if (c->asks) {
+		hello.features = NET_FEATURE_ROOM;
+		hello.room = payload_of(&c->calls.waiting) + payload_of(&c->calls.held);
+	}
 	req.id = c->last_id + 1;
 	req.body_case = VMDEDUP__REQUEST__BODY_HELLO;
 	req.hello = &hello;
-	r = net_pack(&req.base, &msg);
-	if (r)
-		return r;
-	r = send_parts(c, &msg, 1);
-	zmq_msg_close(&msg);
+	r = send_header(c, &req);
 	if (r)
 		return r;
 	c->hello_id = ++c->last_id;
 	c->hello_said = true;
+	c->room = c->ask_id = 0;
 	return 0;
+}
+
+static bool has_room(const struct net_client *c, const struct call *call)
+{
+	if (!call->payload || !c->asks)
+		return true;
+	if (c->hello_id)
+		return false; /* whether the server gives room is not known yet */
+	return !c->gives || (call->payload <= c->room && clock_mono_ns() < c->room_until);
+}
+
+/* For what is held, if it is not asked for already. */
+static void ask_room(struct net_client *c)
+{
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Room room = VMDEDUP__ROOM__INIT;
+	uint64_t now = clock_mono_ns();
+
+	if (c->hello_id || TAILQ_EMPTY(&c->calls.held) ||
+	    (c->ask_id && now < c->asked_ns + NET_ROOM_AGAIN_NS))
+		return;
+	room.least = TAILQ_FIRST(&c->calls.held)->payload;
+	room.bytes = payload_of(&c->calls.held);
+	req.id = c->last_id + 1;
+	req.body_case = VMDEDUP__REQUEST__BODY_ROOM;
+	req.room = &room;
+	/* Should the socket be full, it is asked for when it is not. */
+	if (send_header(c, &req))
+		return;
+	c->ask_id = ++c->last_id;
+	c->asked_ns = now;
+}
+
+static void take_room(struct net_client *c, const Vmdedup__Reply *reply)
+{
+	uint64_t now = clock_mono_ns();
+
+	if (reply->id == c->ask_id && !reply->error)
+		c->ask_id = 0;
+	if (!reply->room)
+		return;
+	if (now >= c->room_until)
+		c->room = 0;
+	c->room += reply->room;
+	c->room_until = now + NET_ROOM_USE_NS;
+}
+
+/* False: the socket takes no more. */
+static bool send_call(struct net_client *c, struct call *call)
+{
+	int r = send_parts(c, call->msgs, call->nr);
+
+	if (r == -EAGAIN)
+		return false;
+	if (!r)
+		c->room -= MIN(c->room, call->payload);
+	call->result = r;
+	calls_move(&c->calls, call, r ? CALL_FAILED : CALL_SENT);
+	return true;
 }
 
 /* Send what waits, as far as the socket takes it. */
 static void flush(struct net_client *c)
 {
 	struct call *call;
-	int r;
 
-	if (!c->connected || TAILQ_EMPTY(&c->waiting))
+	if (!c->connected || (TAILQ_EMPTY(&c->calls.waiting) && TAILQ_EMPTY(&c->calls.held)))
 		return;
 	if (!c->hello_said && say_hello(c))
 		return;
-	while ((call = TAILQ_FIRST(&c->waiting))) {
-		r = send_parts(c, call->msgs, call->nr);
-		if (r == -EAGAIN)
+	while ((call = TAILQ_FIRST(&c->calls.held)) && has_room(c, call))
+		if (!send_call(c, call))
 			return;
-		call->result = r;
-		call_move(c, call, r ? CALL_FAILED : CALL_SENT);
+	while ((call = TAILQ_FIRST(&c->calls.waiting))) {
+		if (call->payload && (!TAILQ_EMPTY(&c->calls.held) || !has_room(c, call)))
+			calls_move(&c->calls, call, CALL_HELD);
+		else if (!send_call(c, call))
+			return;
 	}
+	ask_room(c);
 }
 
 static void kick(struct net_client *c)
@@ -299,17 +234,18 @@ static bool has_event(void *socket, int events)
 
 static bool reconnect_is_due(const struct net_client *c)
 {
-	return c->broken && c->pending && clock_mono_ns() >= c->retry_at;
+	return c->broken && c->calls.pending && clock_mono_ns() >= c->retry_at;
 }
 
 /* libzmq's fds tell of changes only: whoever looked at a socket must see to what is left. */
 static bool has_work(struct net_client *c)
 {
+	const struct call *held = TAILQ_FIRST(&c->calls.held);
 	int events = ZMQ_POLLIN;
 
-	if (c->connected && !TAILQ_EMPTY(&c->waiting))
+	if (c->connected && (!TAILQ_EMPTY(&c->calls.waiting) || (held && has_room(c, held))))
 		events |= ZMQ_POLLOUT;
-	return !TAILQ_EMPTY(&c->failed) || reconnect_is_due(c) || has_event(c->socket, events) ||
+	return !TAILQ_EMPTY(&c->calls.failed) || reconnect_is_due(c) || has_event(c->socket, events) ||
 	       (c->monitor && has_event(c->monitor, ZMQ_POLLIN));
 }
 
@@ -332,12 +268,13 @@ int net_client_submit(struct net_client *c, Vmdedup__Request *req, const struct 
 	call->done = done;
 	call->arg = arg;
 	call->nr = 0;
+	call->payload = 0;
 	call->deadline = timeout_ms < 0 ? UINT64_MAX :
 					  clock_mono_ns() + (uint64_t)timeout_ms * 1000000;
 	req->id = call->id;
 	req->payload_frames = nr_frames;
 	call->result = net_check_frames(frames, nr_frames, &err);
-	if (!call->result && c->pending >= MAX_CALLS)
+	if (!call->result && c->calls.pending >= MAX_CALLS)
 		call->result = -EAGAIN;
 	if (!call->result)
 		call->result = net_pack(&req->base, &call->msgs[0]);
@@ -348,6 +285,7 @@ int net_client_submit(struct net_client *c, Vmdedup__Request *req, const struct 
 		for (size_t i = 0; i < nr_frames; i++) {
 			int r = net_frame_to_msg(&frames[i], &call->msgs[call->nr]);
 
+			call->payload += frames[i].len;
 			if (r)
 				call->result = r;
 			else
@@ -355,7 +293,7 @@ int net_client_submit(struct net_client *c, Vmdedup__Request *req, const struct 
 		}
 	}
 	call->state = call->result ? CALL_FAILED : CALL_WAITING;
-	call_insert(c, call);
+	calls_insert(&c->calls, call);
 	flush(c);
 	if (has_work(c))
 		kick(c);
@@ -368,6 +306,7 @@ static void handle_hello_reply(struct net_client *c, const Vmdedup__Reply *reply
 {
 	c->hello_id = 0;
 	if (!reply->error) {
+		c->gives = reply->hello && reply->hello->features & NET_FEATURE_ROOM;
 		c->trouble[0] = '\0';
 		c->retries = 0;
 		return;
@@ -375,7 +314,7 @@ static void handle_hello_reply(struct net_client *c, const Vmdedup__Reply *reply
 	snprintf(c->trouble, sizeof(c->trouble), "it refused this client: %s", reply->error_text);
 	log_error("%s %s", c->endpoint, c->trouble);
 	c->hello_said = false;
-	fail_all(c, -EPROTO);
+	calls_fail_all(&c->calls, -EPROTO);
 }
 
 /* True: the server does not know us (any more), and the call will be sent again. */
@@ -384,8 +323,9 @@ static bool must_say_hello(struct net_client *c, struct call *call, const Vmdedu
 	if (reply->error != ENOTCONN || reply->body_case != VMDEDUP__REPLY__BODY_HELLO)
 		return false;
 	c->hello_said = false;
+	c->room = c->ask_id = 0;
 	if (call && call->state == CALL_SENT)
-		call_move(c, call, CALL_WAITING);
+		calls_move(&c->calls, call, CALL_WAITING);
 	return true;
 }
 
@@ -394,28 +334,29 @@ static bool handle_message(struct net_client *c, struct net_parts *parts)
 {
 	uint64_t id = net_peek_id(zmq_msg_data(&parts->msgs[0]), zmq_msg_size(&parts->msgs[0]));
 	struct error err = { 0 };
-	struct received *in = NULL;
+	struct net_reply *in;
 	struct call *call;
 	int r;
 
-	r = received_new(parts, &in, &err);
+	r = net_reply_new(parts, &in, &err);
 	if (r) {
-		call = call_find(c, id);
+		call = calls_find(&c->calls, id);
 		log_warn("an answer of %s is refused: %s", c->endpoint, err.text);
 		if (call)
-			call_end(c, call, r == -ENOMEM ? r : -EPROTO, NULL);
+			calls_end(&c->calls, call, r == -ENOMEM ? r : -EPROTO, NULL);
 		return call;
 	}
-	id = in->reply.header->id;
-	call = call_find(c, id);
+	id = in->header->id;
+	call = calls_find(&c->calls, id);
+	take_room(c, in->header);
 	if (id && id == c->hello_id)
-		handle_hello_reply(c, in->reply.header);
-	else if (!must_say_hello(c, call, in->reply.header) && call) {
-		call_end(c, call, 0, &in->reply);
+		handle_hello_reply(c, in->header);
+	else if (!must_say_hello(c, call, in->header) && call) {
+		calls_end(&c->calls, call, 0, in);
 		return true;
 	}
 	/* Also late answers to what timed out, and second answers to what was sent again. */
-	net_reply_free(&in->reply);
+	net_reply_free(in);
 	return false;
 }
 
@@ -463,7 +404,10 @@ static void handle_event(struct net_client *c, uint16_t event, uint32_t value)
 {
 	switch (event) {
 	case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
-		send_all_again(c);
+		/* This connection has carried nothing yet. */
+		calls_send_again(&c->calls);
+		c->hello_said = false;
+		c->hello_id = 0;
 		c->connected = true;
 		c->broken = false;
 		return;
@@ -507,39 +451,17 @@ static void handle_monitor(struct net_client *c)
 
 /* ---- time ---- */
 
-/* A timeout makes us look at all calls, once, and find the next. */
-static void expire(struct net_client *c)
-{
-	uint64_t now = clock_mono_ns();
-	struct call *call, *next;
-
-	if (now < c->next_deadline)
-		return;
-	c->next_deadline = UINT64_MAX;
-	for (int i = 0; i < 2; i++) {
-		struct calls *list = i ? &c->sent : &c->waiting;
-
-		for (call = TAILQ_FIRST(list); call; call = next) {
-			next = TAILQ_NEXT(call, link);
-			if (call->deadline <= now) {
-				call->result = -ETIMEDOUT;
-				call_move(c, call, CALL_FAILED);
-			} else if (call->deadline < c->next_deadline) {
-				c->next_deadline = call->deadline;
-			}
-		}
-	}
-}
-
 int net_client_next_timeout_ms(struct net_client *c)
 {
-	uint64_t next = c->next_deadline, now, ms;
+	uint64_t next = c->calls.next_deadline, now, ms;
 
-	if (!TAILQ_EMPTY(&c->failed))
+	if (!TAILQ_EMPTY(&c->calls.failed))
 		return 0;
 	if (c->broken && c->retry_at < next)
 		next = c->retry_at;
-	if (!c->pending || next == UINT64_MAX)
+	if (c->ask_id && !TAILQ_EMPTY(&c->calls.held))
+		next = MIN(next, c->asked_ns + NET_ROOM_AGAIN_NS);
+	if (!c->calls.pending || next == UINT64_MAX)
 		return -1;
 	now = clock_mono_ns();
 	if (now >= next)
@@ -553,7 +475,6 @@ int net_client_next_timeout_ms(struct net_client *c)
 /* One turn without waiting. Returns how many calls have ended. */
 static size_t turn(struct net_client *c)
 {
-	struct calls failed = TAILQ_HEAD_INITIALIZER(failed);
 	struct call *call;
 	uint64_t kicks;
 	size_t ended;
@@ -563,11 +484,11 @@ static size_t turn(struct net_client *c)
 	handle_monitor(c);
 	reconnect(c);
 	ended = receive(c);
-	expire(c);
+	calls_expire(&c->calls, clock_mono_ns());
 	flush(c);
 	/* Only those that are there now: a callback may submit the next one that cannot be sent. */
-	for (size_t n = c->pending; n && (call = TAILQ_FIRST(&c->failed)); n--, ended++)
-		call_end(c, call, call->result, NULL);
+	for (size_t n = c->calls.pending; n && (call = TAILQ_FIRST(&c->calls.failed)); n--, ended++)
+		calls_end(&c->calls, call, call->result, NULL);
 	if (has_work(c))
 		kick(c);
 	return ended;
@@ -582,7 +503,7 @@ int net_client_run(struct net_client *c, int max_ms)
 		uint64_t now;
 		struct epoll_event event;
 
-		if (turn(c) || !max_ms || (max_ms < 0 && !c->pending))
+		if (turn(c) || !max_ms || (max_ms < 0 && !c->calls.pending))
 			return 0;
 		now = clock_mono_ns();
 		if (now >= end)
@@ -606,9 +527,14 @@ bool net_client_is_connected(const struct net_client *c)
 	return c->connected;
 }
 
+void net_client_need_no_room(struct net_client *c)
+{
+	c->asks = false;
+}
+
 size_t net_client_pending(struct net_client *c)
 {
-	return c->pending;
+	return c->calls.pending;
 }
 
 /* ---- open, close ---- */
@@ -713,10 +639,7 @@ struct net_client *net_client_new(struct net_ctx *ctx, const char *endpoint,
 
 	if (!c)
 		goto out_of_memory;
-	TAILQ_INIT(&c->waiting);
-	TAILQ_INIT(&c->sent);
-	TAILQ_INIT(&c->failed);
-	c->next_deadline = UINT64_MAX;
+	calls_init(&c->calls);
 	c->endpoint = strdup(endpoint);
 	c->role = strdup(role);
 	c->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -733,6 +656,7 @@ struct net_client *net_client_new(struct net_ctx *ctx, const char *endpoint,
 		net_client_free(c);
 		return NULL;
 	}
+	c->asks = c->transport != NET_INPROC;
 	return c;
 
 free_client:
@@ -749,9 +673,9 @@ void net_client_free(struct net_client *c)
 	if (!c)
 		return;
 	c->closing = true;
-	fail_all(c, -ECANCELED);
-	while ((call = TAILQ_FIRST(&c->failed)))
-		call_end(c, call, -ECANCELED, NULL);
+	calls_fail_all(&c->calls, -ECANCELED);
+	while ((call = TAILQ_FIRST(&c->calls.failed)))
+		calls_end(&c->calls, call, -ECANCELED, NULL);
 	if (c->monitor) {
 		zmq_socket_monitor(c->socket, NULL, 0);
 		zmq_close(c->monitor);

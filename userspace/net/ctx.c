@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/fingerprint.h"
+#include "base/log.h"
 #include "net/internal.h"
 
 #define NET_MAX_SOCKETS 8192
@@ -97,7 +98,20 @@ bool net_ctx_knows_key(struct net_ctx *ctx, const uint8_t *key)
 {
 	if (!ctx->has_key)
 		return !key;
-	return key && ctx->zap && zap_knows(ctx->zap, key);
+	return key && ctx->zap && zap_role(ctx->zap, key);
+}
+
+bool net_ctx_keys_are_open(struct net_ctx *ctx)
+{
+	return ctx->zap && zap_is_open(ctx->zap);
+}
+
+void net_ctx_warn_of_open_keys(struct net_ctx *ctx)
+{
+	if (net_ctx_keys_are_open(ctx))
+		log_warn("no key in the folder of [curve] clients has a role: each of them may all that "
+			 "an administrator and a data server may; see \"Roles of keys\" in "
+			 "operations.rst");
 }
 
 int net_endpoint_transport(const char *endpoint, enum net_transport *transport, struct error *err)

@@ -7,6 +7,7 @@
 #include <zmq.h>
 
 #include "net/net.h"
+#include "net/role.h"
 
 /*
  * What a closed socket may still send. Not 0: libzmq (4.3) then cuts off its connections' queues,
@@ -22,6 +23,10 @@
 #define NET_MAX_RAW_FRAME	 (4 << 20)  /* larger ones end the connection inside libzmq */
 #define NET_HEADER_MEMORY	 (16 << 20) /* of one decoded header */
 #define NET_MAX_HEADER_FIELDS	 16	    /* at the top level of a header */
+
+#define NET_FEATURE_ROOM	 1ULL	      /* HELLO: who sends payload asks for room first */
+#define NET_ROOM_USE_NS		 2000000000ULL /* room that a client has been given is void after this */
+#define NET_ROOM_AGAIN_NS	 5000000000ULL /* an unanswered question for room is put again */
 
 struct zap;
 
@@ -46,7 +51,10 @@ int net_socket_init(void *socket, const char *endpoint, enum net_transport trans
 
 /* ---- who may connect (net/zap.c) ---- */
 struct zap *zap_start(void *zmq, const char *clients_dir, struct error *err);
-bool zap_knows(struct zap *z, const uint8_t key[32]); /* any thread */
+/* Any thread. NET_ROLE_NONE: it may not connect. */
+enum net_role zap_role(struct zap *z, const uint8_t key[32]);
+/* No key has a role: each has all rights. As of the last connection, or zap_role(). */
+bool zap_is_open(struct zap *z);
 void zap_stop(struct zap *zap);
 
 /* ---- messages (net/message.c) ---- */
@@ -72,6 +80,9 @@ uint64_t net_peek_id(const void *data, size_t len);
 /* Decode a hostile header frame: -EMSGSIZE, -EPROTO. NULL arguments are not allowed but err. */
 int net_decode_request(const void *data, size_t len, Vmdedup__Request **req, struct error *err);
 int net_decode_reply(const void *data, size_t len, Vmdedup__Reply **reply, struct error *err);
+/* The reply that @parts hold; takes them over, also when it fails (-ENOMEM, -EMSGSIZE, -EPROTO).
+ * The caller frees it with net_reply_free(). (net/reply.c) */
+int net_reply_new(struct net_parts *parts, struct net_reply **out, struct error *err);
 /* Payload against the bounds and the header's count: -EMSGSIZE, -EPROTO. */
 int net_check_payload(const struct net_parts *p, size_t first, uint32_t nr_said,
 		      struct error *err);

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include "base/bytes.h"
 #include "base/error.h"
 #include "proto/vmdedup.pb-c.h"
 
@@ -27,6 +28,10 @@ const uint8_t *net_ctx_public_key(const struct net_ctx *ctx); /* 32 bytes, or NU
 /* The key (32 bytes, or NULL: none) is one that may connect to this process's servers; without keys
  * of its own, no key is. Any thread. */
 bool net_ctx_knows_key(struct net_ctx *ctx, const uint8_t *key);
+/* No key in @clients_dir has a role, so each has all rights (net/role.h). Any thread. The second says so
+ * in the log: for daemons whose requests need more than a host's key. */
+bool net_ctx_keys_are_open(struct net_ctx *ctx);
+void net_ctx_warn_of_open_keys(struct net_ctx *ctx);
 
 /* A payload frame to send. With @free_fn the frame is sent without a copy, and @free_fn(data,
  * hint) runs (on any thread) when ZeroMQ is done with it; without, the bytes are copied. */
@@ -48,6 +53,9 @@ struct net_reply {
 	void *priv;
 };
 void net_reply_free(struct net_reply *reply);
+/* Frame @n in ZeroMQ's own memory, which outlives the reply: bytes_free() on any thread, before the
+ * context. Once for each frame; reply->frames[n] is good as long as these. NULL: no memory. */
+struct bytes *net_reply_take(struct net_reply *reply, size_t n);
 
 /* @server_key: 32 bytes, or NULL. Says HELLO first on each connection. Does not wait. -EACCES:
  * the endpoint needs keys that are not configured. */
@@ -61,10 +69,11 @@ void net_client_free(struct net_client *c);
  * many are pending) and reply NULL. A reply's own error is in its header. May submit more. */
 typedef void (*net_done_fn)(void *arg, int r, struct net_reply *reply);
 
-/* Send; @done runs once, always, and never from within this function. The request's id and
- * payload_frames are filled in. A request that is not answered when the connection breaks is
- * sent again on the next one. The frames are taken over, whatever is returned. A negative errno
- * (-ENOMEM; -ECANCELED while the client is being freed): there is no call and no @done. */
+/* Send; payload waits here until the server has room for it. @done runs once, always, and never from
+ * within this function. The request's id and payload_frames are filled in. A request that is not
+ * answered when the connection breaks is sent again on the next one. The frames are taken over, whatever
+ * is returned. A negative errno (-ENOMEM; -ECANCELED while the client is being freed): there is no call
+ * and no @done. */
 int net_client_submit(struct net_client *c, Vmdedup__Request *req, const struct net_frame *frames,
 		      size_t nr_frames, int timeout_ms, net_done_fn done, void *arg);
 /* Handle replies and timeouts; waits for the first at most @max_ms (0: not at all; -1: without
@@ -73,6 +82,9 @@ int net_client_run(struct net_client *c, int max_ms);
 /* For poll(): readable means call net_client_run(c, 0), until which it stays readable. */
 int net_client_fd(struct net_client *c);
 int net_client_next_timeout_ms(struct net_client *c); /* -1: none */
+/* What this client sends was given room by somebody else, and must not wait for it here: one data server
+ * forwards to another. Before the first submit. */
+void net_client_need_no_room(struct net_client *c);
 /* There is a connection now. Without one, what is pending waits for the next. */
 bool net_client_is_connected(const struct net_client *c);
 size_t net_client_pending(struct net_client *c);
@@ -89,12 +101,19 @@ struct net_server;
 struct net_request; /* one request, owned by the handler until it is replied to */
 
 struct net_server_ops {
-	/* Must reply, now or later, on the same thread. */
+	/* Must reply, now or later, on the same thread. Requests that the key of whoever asks has not the
+	 * role for (net/role.h) do not come here: they got EPERM. */
 	void (*handle)(void *ctx, struct net_request *req);
 	/* After each batch of requests that were there together (group commit). May be NULL. */
 	void (*batch_end)(void *ctx);
 	/* At least every @tick_ms of net_server_new(). May be NULL. */
 	void (*tick)(void *ctx);
+	/* Bytes of payload that clients may have on their way at a time: beyond it they wait, at their end
+	 * (net/room.h). 0: no limit, nobody asks. */
+	uint64_t room;
+	/* Bytes of replies that may wait for all clients together, over TCP and ipc: beyond it those for
+	 * whom more than 256 KiB wait get EBUSY, not done. 0: each has its own bound alone. */
+	uint64_t queued;
 };
 
 /* @cluster: UUID for HELLO, copied; NULL: set it later. HELLO is answered by the server itself. */
@@ -118,6 +137,7 @@ void net_server_free(struct net_server *s); /* frees requests that were never re
 struct net_server_stats {
 	uint64_t requests; /* handed to ->handle() */
 	uint64_t hellos;
+	uint64_t asked;	   /* questions for room */
 	uint64_t refused;  /* answered with an error before ->handle() */
 	uint64_t dropped;  /* messages with no readable id */
 	uint64_t lost;	   /* replies whose peer was gone or did not read */
@@ -132,6 +152,9 @@ const void *net_request_frame(const struct net_request *req, size_t n, size_t *l
 const char *net_request_peer(const struct net_request *req); /* for logs */
 /* The CURVE key by which whoever asks is connected, 32 bytes; NULL: a connection without keys. */
 const uint8_t *net_request_key(const struct net_request *req);
+/* Whoever asks will send @bytes of payload next: the reply brings room for them, as far as there is some.
+ * False: a client of an older release, which does not ask, and there is none: it should try again later. */
+bool net_request_expect(struct net_request *req, uint64_t bytes);
 /* Fill @reply's body; id and payload_frames are filled in. Frees @req. */
 void net_reply_send(struct net_request *req, Vmdedup__Reply *reply, const struct net_frame *frames,
 		    size_t nr_frames);

@@ -91,6 +91,32 @@ struct peer *peer_get(struct peer *p)
 void peer_put(struct peer *p)
 {
 	/* Release, then acquire: the one that frees sees what the others did. */
-	if (p && atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) == 1)
-		free(p);
+	if (!p || atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	peer_sum_put(p->sum);
+	free(p);
+}
+
+struct peer_sum *peer_sum_new(void)
+{
+	struct peer_sum *sum = calloc(1, sizeof(*sum));
+
+	if (!sum)
+		return NULL;
+	atomic_init(&sum->refs, 1);
+	atomic_init(&sum->queued, 0);
+	return sum;
+}
+
+struct peer_sum *peer_sum_get(struct peer_sum *sum)
+{
+	atomic_fetch_add_explicit(&sum->refs, 1, memory_order_relaxed);
+	return sum;
+}
+
+void peer_sum_put(struct peer_sum *sum)
+{
+	/* As in peer_put(). */
+	if (sum && atomic_fetch_sub_explicit(&sum->refs, 1, memory_order_acq_rel) == 1)
+		free(sum);
 }

@@ -15,10 +15,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "net/internal.h"
+#include "net/outgoing.h"
 #include "net/peer.h"
+#include "net/room.h"
 #include "proto/limits.h"
 
 #define MAX_ENDPOINTS	16
@@ -28,7 +31,6 @@
 #define WAITING_MAX	4096
 #define WAITING_BYTES	(512ULL << 20)
 #define CLOSE_MS	2000
-#define SUPPORTED_FEATURES 0
 
 struct endpoint {
 	void *socket;
@@ -58,8 +60,11 @@ struct net_server {
 	struct watched watches[MAX_WATCHES];
 	size_t nr_watches;
 	struct peer_table peers;
+	struct peer_sum *sum;
+	struct room room;
 	struct request_list requests; /* not replied to */
 	uint64_t waiting_bytes;
+	uint64_t waiting_payload; /* of these */
 	struct net_server_stats stats;
 };
 
@@ -68,6 +73,8 @@ struct net_request {
 	struct net_server *server;
 	struct peer *peer;
 	uint64_t id;
+	uint64_t payload; /* bytes */
+	uint64_t expected; /* that whoever asks will send next, as the handler says */
 	Vmdedup__Request *header;
 	struct net_parts parts; /* routing id, header, payload */
 };
@@ -76,131 +83,20 @@ enum { PART_PEER, PART_HEADER, PART_PAYLOAD };
 
 /* ---- sending ---- */
 
-/* A part of a reply on its way to a peer that may be slow: counted until ZeroMQ is done with it. */
-struct out_part {
-	struct peer *peer;
-	size_t cost;
-	struct net_frame frame;
-	uint8_t copy[];
-};
-
-static void out_part_done(void *data, void *hint)
-{
-	struct out_part *out = hint;
-
-	if (out->frame.free_fn)
-		out->frame.free_fn(data, out->frame.hint);
-	atomic_fetch_sub_explicit(&out->peer->queued, out->cost, memory_order_relaxed);
-	atomic_fetch_sub_explicit(&out->peer->parts, 1, memory_order_relaxed);
-	peer_put(out->peer);
-	free(out);
-}
-
-/* With @room for bytes of its own, in ->copy. */
-static struct out_part *out_part_new(struct peer *peer, size_t len, size_t room)
-{
-	struct out_part *out = malloc(sizeof(*out) + room);
-
-	if (!out)
-		return NULL;
-	out->peer = peer_get(peer);
-	out->cost = len + sizeof(*out) + sizeof(zmq_msg_t);
-	memset(&out->frame, 0, sizeof(out->frame));
-	atomic_fetch_add_explicit(&peer->queued, out->cost, memory_order_relaxed);
-	atomic_fetch_add_explicit(&peer->parts, 1, memory_order_relaxed);
-	return out;
-}
-
-static int out_part_msg(struct out_part *out, void *data, size_t len, zmq_msg_t *msg)
-{
-	if (!zmq_msg_init_data(msg, data, len, out_part_done, out))
-		return 0;
-	out_part_done(data, out);
-	return -ENOMEM;
-}
-
-static int frame_msg(struct peer *peer, const struct net_frame *frame, zmq_msg_t *msg)
-{
-	struct out_part *out = out_part_new(peer, frame->len, frame->free_fn ? 0 : frame->len);
-
-	if (!out) {
-		net_frames_drop(frame, 1);
-		return -ENOMEM;
-	}
-	if (frame->free_fn) {
-		out->frame = *frame;
-		return out_part_msg(out, (void *)frame->data, frame->len, msg);
-	}
-	if (frame->len)
-		memcpy(out->copy, frame->data, frame->len);
-	return out_part_msg(out, out->copy, frame->len, msg);
-}
-
-static int header_msg(struct peer *peer, const Vmdedup__Reply *reply, zmq_msg_t *msg)
-{
-	size_t len = vmdedup__reply__get_packed_size(reply);
-	struct out_part *out;
-
-	if (len > PROTO_MAX_HEADER)
-		return -EMSGSIZE;
-	out = out_part_new(peer, len, len);
-	if (!out)
-		return -ENOMEM;
-	vmdedup__reply__pack(reply, out->copy);
-	return out_part_msg(out, out->copy, len, msg);
-}
-
-/* Sends, or drops, a packed header and its frames; takes both over. After the first part ZeroMQ
- * takes the others without a wait, and drops them itself when the peer goes meanwhile. */
-static int send_message(struct net_server *s, struct peer *peer, zmq_msg_t *header,
-			const struct net_frame *frames, size_t nr)
-{
-	void *socket = s->endpoints[peer->socket].socket;
-	zmq_msg_t msg;
-	int r = -ENOMEM;
-
-	if (!zmq_msg_init_size(&msg, peer->id_len)) {
-		memcpy(zmq_msg_data(&msg), peer->id, peer->id_len);
-		r = net_send_part(socket, &msg, true);
-	}
-	if (r) {
-		zmq_msg_close(header);
-		net_frames_drop(frames, nr);
-		return r;
-	}
-	r = net_send_part(socket, header, nr);
-	for (size_t i = 0; i < nr; i++) {
-		bool more = i + 1 < nr;
-
-		/* A frame that cannot be made leaves a hole that the peer's decoder refuses: a
-		 * message that has begun cannot be taken back. */
-		if (r) {
-			net_frames_drop(&frames[i], 1);
-			continue;
-		}
-		r = frame_msg(peer, &frames[i], &msg);
-		if (r)
-			zmq_msg_init(&msg);
-		if (net_send_part(socket, &msg, more && !r))
-			r = r ?: -EPIPE;
-	}
-	return r;
-}
-
-/* Packs and sends to @peer; the id is the request's. */
-static void send_reply(struct net_server *s, struct peer *peer, uint64_t id, Vmdedup__Reply *reply,
-		       const struct net_frame *frames, size_t nr)
+/* Packs and sends to @peer; the id is the request's. An error: @reply was not sent. */
+static int send_reply(struct net_server *s, struct peer *peer, uint64_t id, Vmdedup__Reply *reply,
+		      const struct net_frame *frames, size_t nr)
 {
 	Vmdedup__Reply refusal = VMDEDUP__REPLY__INIT;
 	struct error err = { 0 };
 	zmq_msg_t header;
-	int r;
+	int r, sent;
 
 	reply->id = id;
 	reply->payload_frames = nr;
 	r = net_check_frames(frames, nr, &err);
 	if (!r) {
-		r = header_msg(peer, reply, &header);
+		r = outgoing_header(peer, reply, &header);
 		if (r)
 			error_set(&err, r, "a header of %zu bytes",
 				  vmdedup__reply__get_packed_size(reply));
@@ -212,16 +108,27 @@ static void send_reply(struct net_server *s, struct peer *peer, uint64_t id, Vmd
 		refusal.id = id;
 		refusal.error = -r;
 		refusal.error_text = err.text;
-		if (header_msg(peer, &refusal, &header)) {
+		if (outgoing_header(peer, &refusal, &header)) {
 			s->stats.lost++;
-			return;
+			return r;
 		}
 	}
-	r = send_message(s, peer, &header, frames, nr);
-	if (r) {
+	sent = outgoing_send(s->endpoints[peer->socket].socket, peer, &header, frames, nr);
+	if (sent) {
 		s->stats.lost++;
-		log_debug("an answer to %s is lost: %s", peer->text, zmq_strerror(-r));
+		log_debug("an answer to %s is lost: %s", peer->text, zmq_strerror(-sent));
 	}
+	return sent ?: r;
+}
+
+/* With room that is taken back if the peer does not hear of it. */
+static void send_reply_and_room(struct net_server *s, struct peer *peer, uint64_t id,
+				Vmdedup__Reply *reply, const struct net_frame *frames, size_t nr,
+				uint64_t room)
+{
+	reply->room = room;
+	if (send_reply(s, peer, id, reply, frames, nr) && room)
+		room_take(&s->room, peer, room);
 }
 
 static void send_error(struct net_server *s, struct peer *peer, uint64_t id, int error,
@@ -247,6 +154,7 @@ static void request_free(struct net_request *req)
 	LIST_REMOVE(req, link);
 	req->server->stats.waiting--;
 	req->server->waiting_bytes -= req->parts.bytes;
+	req->server->waiting_payload -= req->payload;
 	if (req->header)
 		vmdedup__request__free_unpacked(req->header, NULL);
 	net_parts_free(&req->parts);
@@ -254,23 +162,68 @@ static void request_free(struct net_request *req)
 	free(req);
 }
 
+/* Those who wait for room, in their order, as far as there is some. */
+static void serve_room(struct net_server *s)
+{
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+	struct peer *peer;
+	uint64_t id, bytes;
+
+	while (!TAILQ_EMPTY(&s->room.asking)) {
+		id = TAILQ_FIRST(&s->room.asking)->asked_id;
+		peer = room_next(&s->room, s->waiting_payload, clock_mono_ns(), &bytes);
+		if (!peer)
+			return;
+		send_reply_and_room(s, peer, id, &reply, NULL, 0, bytes);
+		peer_put(peer);
+	}
+}
+
+/* As much as has come, and as the handler expects: whoever sends all the time need not ask. */
+static uint64_t offer_room(struct net_request *req)
+{
+	struct net_server *s = req->server;
+
+	if (!req->peer->asks || !(req->payload + req->expected))
+		return 0;
+	return room_offer(&s->room, req->peer, req->payload + req->expected,
+			  s->waiting_payload - req->payload, clock_mono_ns());
+}
+
 void net_reply_send(struct net_request *req, Vmdedup__Reply *reply, const struct net_frame *frames,
 		    size_t nr_frames)
 {
-	send_reply(req->server, req->peer, req->id, reply, frames, nr_frames);
+	struct net_server *s = req->server;
+
+	send_reply_and_room(s, req->peer, req->id, reply, frames, nr_frames, offer_room(req));
 	request_free(req);
+	serve_room(s);
 }
 
 void net_reply_error(struct net_request *req, int positive_errno, const char *fmt, ...)
 {
+	struct net_server *s = req->server;
 	char text[ERROR_TEXT_SIZE];
 	va_list args;
 
 	va_start(args, fmt);
 	vsnprintf(text, sizeof(text), fmt, args);
 	va_end(args);
-	send_error(req->server, req->peer, req->id, positive_errno, text, false);
+	send_error(s, req->peer, req->id, positive_errno, text, false);
 	request_free(req);
+	serve_room(s);
+}
+
+bool net_request_expect(struct net_request *req, uint64_t bytes)
+{
+	struct net_server *s = req->server;
+	struct peer *peer = req->peer;
+
+	req->expected = bytes;
+	if (!s->room.budget || peer->asks || peer->forwards ||
+	    s->endpoints[peer->socket].transport == NET_INPROC)
+		return true;
+	return room_reserve(&s->room, peer, bytes, s->waiting_payload, clock_mono_ns());
 }
 
 const Vmdedup__Request *net_request_header(const struct net_request *req)
@@ -310,7 +263,33 @@ static void name_peer(struct peer *p, const Vmdedup__Hello *hello, zmq_msg_t *ms
 
 	snprintf(p->text, sizeof(p->text), "%.16s %.64s%s%.64s%s%.40s", hello->role, hello->name,
 		 address ? " at " : "", address ?: "", key && *key ? " key " : "", key ?: "");
+	snprintf(p->user, sizeof(p->user), "%s", key ?: "");
 	p->has_key = key && strlen(key) == 40 && zmq_z85_decode(p->key, key);
+	p->role_until_ns = 0;
+}
+
+/* A connection can take the id of one that has ended: its key it cannot take. */
+static bool is_same_peer(const struct peer *p, zmq_msg_t *msg)
+{
+	const char *key = zmq_msg_gets(msg, "User-Id");
+
+	return !strcmp(p->user, key ?: "");
+}
+
+/* Without keys only this host gets here, who may everything. */
+static enum net_role role_of(struct net_server *s, struct peer *p)
+{
+	uint64_t now = clock_mono_ns();
+
+	if (s->endpoints[p->socket].transport != NET_TCP || !s->net->has_key)
+		return NET_ROLE_ADMIN;
+	if (!p->has_key || !s->net->zap)
+		return NET_ROLE_NONE;
+	if (now >= p->role_until_ns) {
+		p->role = zap_role(s->net->zap, p->key);
+		p->role_until_ns = now + NET_ROLE_NS;
+	}
+	return p->role;
 }
 
 /* Answers a HELLO; a peer that may stay has said it from then on. */
@@ -320,6 +299,7 @@ static void handle_hello(struct net_server *s, struct peer *peer, const Vmdedup_
 	Vmdedup__HelloReply hello = VMDEDUP__HELLO_REPLY__INIT;
 	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
 	uint32_t version = req->hello->version;
+	uint64_t room = 0;
 
 	s->stats.hellos++;
 	/* Releases N and N+1 talk. */
@@ -335,14 +315,31 @@ static void handle_hello(struct net_server *s, struct peer *peer, const Vmdedup_
 	}
 	name_peer(peer, req->hello, msg);
 	peer->said_hello = true;
+	peer->forwards = !strcmp(req->hello->role, "data") && role_of(s, peer) >= NET_ROLE_DATA;
+	if (s->room.budget && s->endpoints[peer->socket].transport != NET_INPROC)
+		hello.features = req->hello->features & NET_FEATURE_ROOM;
+	peer->asks = hello.features;
+	if (peer->asks)
+		room = room_offer(&s->room, peer, req->hello->room, s->waiting_payload,
+				  clock_mono_ns());
 	hello.version = version < PROTO_VERSION ? version : PROTO_VERSION;
-	hello.features = req->hello->features & SUPPORTED_FEATURES;
 	hello.role = s->role;
 	hello.cluster.data = s->cluster;
 	hello.cluster.len = sizeof(s->cluster);
 	reply.body_case = VMDEDUP__REPLY__BODY_HELLO;
 	reply.hello = &hello;
-	send_reply(s, peer, req->id, &reply, NULL, 0);
+	send_reply_and_room(s, peer, req->id, &reply, NULL, 0, room);
+}
+
+static void handle_room(struct net_server *s, struct peer *peer, const Vmdedup__Request *req)
+{
+	if (!peer->asks) {
+		send_error(s, peer, req->id, EINVAL, "a client that asks for room says so in HELLO", false);
+		return;
+	}
+	s->stats.asked++;
+	room_ask(&s->room, peer, req->id, req->room->bytes, req->room->least);
+	serve_room(s);
 }
 
 /* Decode and check everything. With an error there may be an id to answer to. */
@@ -384,6 +381,10 @@ static void hand_over(struct net_server *s, struct peer *peer, Vmdedup__Request 
 	req->header = header;
 	req->parts = *parts;
 	memset(parts, 0, sizeof(*parts));
+	for (size_t i = PART_PAYLOAD; i < req->parts.nr; i++)
+		req->payload += zmq_msg_size(&req->parts.msgs[i]);
+	room_take(&s->room, peer, req->payload);
+	s->waiting_payload += req->payload;
 	LIST_INSERT_HEAD(&s->requests, req, link);
 	s->stats.waiting++;
 	s->stats.requests++;
@@ -400,6 +401,42 @@ static bool peer_is_slow(const struct net_server *s, struct peer *peer, uint64_t
 		atomic_load_explicit(&peer->parts, memory_order_relaxed) > parts);
 }
 
+/* All together have too many replies waiting, and this one some of them. That the request was not done
+ * lets the client repeat it, which is not at once: it reads what waits before it reads this. */
+static bool refuse_for_all(struct net_server *s, struct peer *peer, const Vmdedup__Request *req)
+{
+	Vmdedup__Reply reply = VMDEDUP__REPLY__INIT;
+
+	if (!s->ops->queued || !peer_is_slow(s, peer, NET_FEW_QUEUED, UINT32_MAX) ||
+	    atomic_load_explicit(&s->sum->queued, memory_order_relaxed) <= s->ops->queued)
+		return false;
+	s->stats.refused++;
+	reply.error = EBUSY;
+	reply.error_text = "too many answers wait to be read by this client and others";
+	reply.not_done = true;
+	send_reply(s, peer, req->id, &reply, NULL, 0);
+	return true;
+}
+
+static bool refuse_role(struct net_server *s, struct peer *peer, const Vmdedup__Request *req)
+{
+	enum net_role needed = net_role_needed(req), has;
+	char text[ERROR_TEXT_SIZE];
+
+	/* Who has connected may what a host may, and is not looked up for each block. */
+	if (needed <= NET_ROLE_HOST)
+		return false;
+	has = role_of(s, peer);
+	if (has >= needed)
+		return false;
+	net_role_refusal(req, peer->user, has, s->role, text, sizeof(text));
+	if (!peer->warned)
+		log_warn("refused %s: %s", peer->text, text);
+	peer->warned = true;
+	send_error(s, peer, req->id, EPERM, text, false);
+	return true;
+}
+
 /* Returns true when the request went to the handler. */
 static bool handle_message(struct net_server *s, size_t socket, struct net_parts *parts)
 {
@@ -413,6 +450,8 @@ static bool handle_message(struct net_server *s, size_t socket, struct net_parts
 
 	r = check_message(parts, &req, &id, &err);
 	peer = peer_find_or_add(&s->peers, socket, zmq_msg_data(id_msg), zmq_msg_size(id_msg));
+	if (peer && !peer->sum && s->endpoints[socket].transport != NET_INPROC)
+		peer->sum = peer_sum_get(s->sum);
 	if (!peer || !id || peer_is_slow(s, peer, UINT64_MAX, NET_MAX_PEER_ERRORS)) {
 		s->stats.dropped++;
 	} else if (r) {
@@ -421,13 +460,19 @@ static bool handle_message(struct net_server *s, size_t socket, struct net_parts
 		send_error(s, peer, id, -r, err.text, false);
 	} else if (req->body_case == VMDEDUP__REQUEST__BODY_HELLO) {
 		handle_hello(s, peer, req, &parts->msgs[PART_HEADER]);
-	} else if (!peer->said_hello) {
+	} else if (!peer->said_hello || !is_same_peer(peer, &parts->msgs[PART_HEADER])) {
 		s->stats.refused++;
 		send_error(s, peer, id, ENOTCONN, "say HELLO first", true);
 	} else if (peer_is_slow(s, peer, NET_MAX_PEER_QUEUED, NET_MAX_PEER_PARTS)) {
 		s->stats.refused++;
 		send_error(s, peer, id, EBUSY,
 			   "too many answers wait to be read by this client", false);
+	} else if (req->body_case == VMDEDUP__REQUEST__BODY_ROOM) {
+		handle_room(s, peer, req);
+	} else if (refuse_for_all(s, peer, req)) {
+		;
+	} else if (refuse_role(s, peer, req)) {
+		s->stats.refused++;
 	} else {
 		hand_over(s, peer, req, parts);
 		req = NULL;
@@ -473,14 +518,21 @@ static void batch(struct net_server *s)
 
 /* ---- the loop ---- */
 
-static long until_tick_ms(const struct net_server *s, uint64_t next_tick)
+static long until_ms(uint64_t at)
 {
 	uint64_t now;
 
-	if (!s->ops->tick || s->tick_ms <= 0)
+	if (at == UINT64_MAX)
 		return -1;
 	now = clock_mono_ns();
-	return now >= next_tick ? 0 : (long)((next_tick - now + 999999) / 1000000);
+	return now >= at ? 0 : (long)((at - now + 999999) / 1000000);
+}
+
+static uint64_t after_tick(const struct net_server *s)
+{
+	if (!s->ops->tick || s->tick_ms <= 0)
+		return UINT64_MAX;
+	return clock_mono_ns() + (uint64_t)s->tick_ms * 1000000;
 }
 
 /* Returns true when the server is to stop. */
@@ -498,13 +550,14 @@ static bool turn(struct net_server *s, zmq_pollitem_t *items)
 			s->watches[i].ready(s->watches[i].arg);
 	if (may_take(s))
 		batch(s);
+	serve_room(s);
 	return false;
 }
 
 int net_server_run(struct net_server *s, struct error *err)
 {
 	zmq_pollitem_t items[1 + MAX_WATCHES + MAX_ENDPOINTS];
-	uint64_t next_tick = clock_mono_ns() + (uint64_t)s->tick_ms * 1000000;
+	uint64_t next_tick = after_tick(s);
 
 	for (;;) {
 		size_t n = 0;
@@ -517,7 +570,7 @@ int net_server_run(struct net_server *s, struct error *err)
 		for (size_t i = 0; may_take(s) && i < s->nr_endpoints; i++)
 			items[n++] = (zmq_pollitem_t){ .socket = s->endpoints[i].socket,
 						       .events = ZMQ_POLLIN };
-		if (zmq_poll(items, n, until_tick_ms(s, next_tick)) < 0) {
+		if (zmq_poll(items, n, until_ms(MIN(next_tick, room_due(&s->room)))) < 0) {
 			if (errno == EINTR)
 				continue;
 			return error_set(err, -errno, "waiting for requests failed: %s",
@@ -525,9 +578,9 @@ int net_server_run(struct net_server *s, struct error *err)
 		}
 		if (turn(s, items))
 			return 0;
-		if (!until_tick_ms(s, next_tick)) {
+		if (!until_ms(next_tick)) {
 			s->ops->tick(s->ctx);
-			next_tick = clock_mono_ns() + (uint64_t)s->tick_ms * 1000000;
+			next_tick = after_tick(s);
 		}
 	}
 }
@@ -558,11 +611,13 @@ struct net_server *net_server_new(struct net_ctx *net, const char *role, const u
 	s->tick_ms = tick_ms > 0 ? tick_ms : 0;
 	LIST_INIT(&s->requests);
 	peer_table_init(&s->peers);
+	room_init(&s->room, ops->room);
 	if (cluster)
 		net_server_set_cluster(s, cluster);
 	s->role = strdup(role);
+	s->sum = peer_sum_new();
 	s->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!s->role || s->stop_fd < 0)
+	if (!s->role || !s->sum || s->stop_fd < 0)
 		goto free_server;
 	return s;
 
@@ -608,7 +663,9 @@ void net_server_free(struct net_server *s)
 		request_free(req);
 	for (size_t i = 0; i < s->nr_endpoints; i++)
 		close_endpoint(s, &s->endpoints[i]);
+	room_free(&s->room);
 	peer_table_free(&s->peers);
+	peer_sum_put(s->sum);
 	if (s->stop_fd >= 0)
 		close(s->stop_fd);
 	free(s->role);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Who may connect: ZeroMQ asks at each CURVE handshake (RFC 27), and this thread answers from
- * the folder of public keys, which is read again when it has changed.
+ * the folder of public keys, which is read again when it has changed. Two folders in it, ROLE_FOLDERS,
+ * say whose keys may more than a host's (net/role.h). Their being there is what counts, not what they
+ * hold: the last administrator's key that goes must not make everybody one.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -9,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <czmq.h>
@@ -22,10 +25,23 @@
 /* Frames of a request */
 enum { ZAP_VERSION, ZAP_ID, ZAP_DOMAIN, ZAP_ADDRESS, ZAP_IDENTITY, ZAP_MECHANISM, ZAP_KEY };
 
+/* A folder of keys, with those of the folders in it. */
+struct keys {
+	char *path;
+	struct timespec changed; /* the folder itself, when @certs was opened */
+	zcertstore_t *certs;	 /* NULL: no such folder */
+};
+
+/* The least of them that a key may be in comes last. */
+enum { ROLE_ADMIN, ROLE_DATA, ROLE_FOLDERS };
+static const char *const role_folders[ROLE_FOLDERS] = { "/admin", "/data" };
+static const enum net_role folder_roles[ROLE_FOLDERS] = { NET_ROLE_ADMIN, NET_ROLE_DATA };
+
 struct zap {
 	void *socket;
-	pthread_mutex_t lock; /* guards @certs */
-	zcertstore_t *certs;
+	pthread_mutex_t lock; /* guards the keys */
+	struct keys all, roles[ROLE_FOLDERS];
+	atomic_bool open; /* as last looked: no folder of a role is there */
 	int stop_fd;
 	pthread_t thread;
 };
@@ -46,21 +62,67 @@ static const char *part_text(const zmq_msg_t *part, char *buf, size_t size)
 	return buf;
 }
 
-static bool knows(struct zap *z, const char *key)
+/* The store by itself sees the number, the sizes and the newest second of its files: not that one
+ * key was put in another's place. */
+static bool keys_look(struct keys *k)
 {
-	bool known;
+	struct stat st;
 
-	pthread_mutex_lock(&z->lock);
-	known = zcertstore_lookup(z->certs, key);
-	pthread_mutex_unlock(&z->lock);
-	return known;
+	if (stat(k->path, &st) || !S_ISDIR(st.st_mode)) {
+		zcertstore_destroy(&k->certs);
+		return false;
+	}
+	if (k->certs && (st.st_mtim.tv_sec != k->changed.tv_sec ||
+			 st.st_mtim.tv_nsec != k->changed.tv_nsec))
+		zcertstore_destroy(&k->certs);
+	if (!k->certs) {
+		k->changed = st.st_mtim;
+		k->certs = zcertstore_new(k->path);
+	}
+	return true;
 }
 
-bool zap_knows(struct zap *z, const uint8_t key[32])
+static bool keys_have(struct keys *k, const char *key)
+{
+	return keys_look(k) && k->certs && zcertstore_lookup(k->certs, key);
+}
+
+/* Under the lock. */
+static bool look_for_roles(struct zap *z)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < ROLE_FOLDERS; i++)
+		any |= keys_look(&z->roles[i]);
+	atomic_store(&z->open, !any);
+	return any;
+}
+
+static enum net_role role_of(struct zap *z, const char *key)
+{
+	enum net_role role = NET_ROLE_NONE;
+
+	pthread_mutex_lock(&z->lock);
+	if (keys_have(&z->all, key)) {
+		role = look_for_roles(z) ? NET_ROLE_HOST : NET_ROLE_ADMIN;
+		for (size_t i = 0; role == NET_ROLE_HOST && i < ROLE_FOLDERS; i++)
+			if (keys_have(&z->roles[i], key))
+				role = folder_roles[i];
+	}
+	pthread_mutex_unlock(&z->lock);
+	return role;
+}
+
+enum net_role zap_role(struct zap *z, const uint8_t key[32])
 {
 	char text[41];
 
-	return zmq_z85_encode(text, key, 32) && knows(z, text);
+	return zmq_z85_encode(text, key, 32) ? role_of(z, text) : NET_ROLE_NONE;
+}
+
+bool zap_is_open(struct zap *z)
+{
+	return atomic_load(&z->open);
 }
 
 static bool is_allowed(struct zap *z, const struct net_parts *p, char key[41])
@@ -72,7 +134,7 @@ static bool is_allowed(struct zap *z, const struct net_parts *p, char key[41])
 	    !part_is(&p->msgs[ZAP_MECHANISM], "CURVE") || zmq_msg_size(&p->msgs[ZAP_KEY]) != 32)
 		return false;
 	zmq_z85_encode(key, zmq_msg_data(&p->msgs[ZAP_KEY]), 32);
-	if (knows(z, key))
+	if (role_of(z, key))
 		return true;
 	log_warn("refused a connection from %s: its public key %s is not in the folder of "
 		 "[curve] clients",
@@ -135,6 +197,27 @@ static int start_thread(struct zap *z)
 	return -r;
 }
 
+static int keys_name(struct zap *z, const char *dir)
+{
+	z->all.path = strdup(dir);
+	for (size_t i = 0; z->all.path && i < ROLE_FOLDERS; i++)
+		if (asprintf(&z->roles[i].path, "%s%s", dir, role_folders[i]) < 0) {
+			z->roles[i].path = NULL;
+			return -ENOMEM;
+		}
+	return z->all.path ? 0 : -ENOMEM;
+}
+
+static void keys_free(struct zap *z)
+{
+	zcertstore_destroy(&z->all.certs);
+	free(z->all.path);
+	for (size_t i = 0; i < ROLE_FOLDERS; i++) {
+		zcertstore_destroy(&z->roles[i].certs);
+		free(z->roles[i].path);
+	}
+}
+
 struct zap *zap_start(void *zmq, const char *clients_dir, struct error *err)
 {
 	struct zap *z;
@@ -149,10 +232,10 @@ struct zap *zap_start(void *zmq, const char *clients_dir, struct error *err)
 		goto out_of_memory;
 	pthread_mutex_init(&z->lock, NULL);
 	z->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	z->certs = zcertstore_new(clients_dir);
 	z->socket = zmq_socket(zmq, ZMQ_REP);
-	if (z->stop_fd < 0 || !z->certs || !z->socket)
+	if (z->stop_fd < 0 || !z->socket || keys_name(z, clients_dir))
 		goto free_zap;
+	look_for_roles(z);
 	if (zmq_bind(z->socket, ZAP_ENDPOINT) || start_thread(z))
 		goto free_zap;
 	return z;
@@ -160,7 +243,8 @@ struct zap *zap_start(void *zmq, const char *clients_dir, struct error *err)
 free_zap:
 	if (z->socket)
 		zmq_close(z->socket);
-	zcertstore_destroy(&z->certs);
+	keys_free(z);
+	pthread_mutex_destroy(&z->lock);
 	if (z->stop_fd >= 0)
 		close(z->stop_fd);
 	free(z);
@@ -179,7 +263,7 @@ void zap_stop(struct zap *z)
 		log_error("cannot stop the thread that checks keys: %s", strerror(errno));
 	pthread_join(z->thread, NULL);
 	zmq_close(z->socket);
-	zcertstore_destroy(&z->certs);
+	keys_free(z);
 	pthread_mutex_destroy(&z->lock);
 	close(z->stop_fd);
 	free(z);

@@ -3,6 +3,20 @@
 #include <string.h>
 #include "proto/peer_address.h"
 
+uint32_t text_hash(const char *text)
+{
+	uint32_t h = 2166136261U;
+
+	for (; *text; text++)
+		h = (h ^ (uint8_t)*text) * 16777619U;
+	return h;
+}
+
+uint32_t peer_rack(const char *name)
+{
+	return name && *name ? text_hash(name) | !text_hash(name) : 0;
+}
+
 int peer_address_take(const Vmdedup__PeerAddress *in, struct peer_address *out)
 {
 	const char *p;
@@ -18,6 +32,7 @@ int peer_address_take(const Vmdedup__PeerAddress *in, struct peer_address *out)
 	out->has_key = in->curve_key.len;
 	if (out->has_key)
 		memcpy(out->key, in->curve_key.data, sizeof(out->key));
+	out->rack = in->rack;
 	return 0;
 }
 
@@ -25,6 +40,7 @@ void peer_address_give(const struct peer_address *a, Vmdedup__PeerAddress *out)
 {
 	vmdedup__peer_address__init(out);
 	out->endpoint = (char *)a->endpoint;
+	out->rack = a->rack;
 	if (a->has_key)
 		out->curve_key = (ProtobufCBinaryData){ sizeof(a->key), (uint8_t *)a->key };
 }

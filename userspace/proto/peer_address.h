@@ -13,7 +13,13 @@ struct peer_address {
 	char endpoint[PEER_ENDPOINT_MAX];
 	bool has_key;
 	uint8_t key[32];
+	uint32_t rack; /* peer_rack() of what it says; 0: nothing. A hint: no part of who it is */
 };
+
+uint32_t text_hash(const char *text); /* FNV-1a */
+/* text_hash() of the rack's name; 0 when that is empty or NULL. Two names seldom have the same: then
+ * hosts of two racks are taken for neighbours. */
+uint32_t peer_rack(const char *name);
 
 /* -EINVAL: not tcp://, too long, not printable, or a key of another length. @in may be NULL. */
 int peer_address_take(const Vmdedup__PeerAddress *in, struct peer_address *out);

@@ -50,6 +50,7 @@ struct recipe_ops {
 	/* A new node, children always before parents. */
 	int (*put)(void *ctx, const struct fp *hash, const uint8_t *data, size_t len,
 		   struct error *err);
+	bool verified; /* whatever ->get gives has matched its hash: it need not be digested again */
 };
 
 /* Build a whole tree, blocks in order; O(levels) memory. Only ->put is used. */

@@ -150,7 +150,7 @@ struct dm_dedup_hello {
 /**
  * struct dm_dedup_reply - REPLY: the answer to LOOKUP or OPEN
  * @error: 0 or a positive errno, which fails the upcall (and so the table load or resume)
- * @info: LOOKUP: image, size, logical_block_size (0: 512), flags. OPEN: root, lease_epoch,
+ * @info: LOOKUP: image, size, logical_block_size (0: 512). OPEN: root, lease_epoch,
  *        committed_cut (the cut that the head stores for this epoch), size, flags
  *        (READONLY, EPHEMERAL). The rest must be zero.
  *
@@ -276,7 +276,7 @@ struct dm_dedup_fail {
  *
  * Returns when counter and data are durable. Works with and without an open device.
  * Errors: ESTALE, ENOENT (no such volume), EROFS, EIO, ESHUTDOWN (diverged or fenced, without
- * DM_DEDUP_CUT_RECOVER).
+ * DM_DEDUP_CUT_RECOVER), EOVERFLOW (an OPEN was answered with an impossible committed cut).
  */
 struct dm_dedup_cut {
 	__u32	size;
@@ -333,7 +333,7 @@ struct dm_dedup_clean_entry {
  * @kind: enum dm_dedup_base_kind
  * @slot, @seq: OWN: the overlay's own; SLOT: the CLEAN slot
  * @fp: OWN: the fingerprint of the whole block
- * @result: out: 0; ESTALE: counts as BASE_NONE
+ * @result: out: 0; ESTALE, ENOMEM: counts as BASE_NONE
  *
  * COMMIT itself: ESTALE (epochs), ENOENT, EALREADY (this cut is committed with this root:
  * done), EINVAL (another cut or root), EIO. It returns when the change is durable.

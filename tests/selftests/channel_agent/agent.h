@@ -95,6 +95,7 @@ void fill_publish(struct agent *a, const struct dm_dedup_upcall *up, const void 
 void fill_map(const struct dm_dedup_upcall *up, struct dm_dedup_map *m);
 void handle_upcall(struct agent *a, const struct dm_dedup_upcall *up);
 void answer_held(struct agent *a, int error);
+int cmd_warm(struct agent *a, char **argv);
 
 /* push.c */
 int cmd_list(struct agent *a, const char *what, uint64_t cut);

@@ -66,27 +66,38 @@ void fill_publish(struct agent *a, const struct dm_dedup_upcall *up, const void 
 	make_fp(stamps_hash(data, a->block), p->fp);
 }
 
+/* PUBLISHes, and remembers where the block is then. */
+static int publish(struct agent *a, struct dm_dedup_publish *p, const uint8_t *data, struct known *k)
+{
+	struct dm_dedup_batch b = {};
+	int r = batch(a, DM_DEDUP_PUBLISH, &b, p, sizeof(*p), 1);
+
+	if (!r && !p->result) {
+		k->hash = stamps_hash(data, a->block);
+		k->slot = p->slot;
+		k->seq = p->seq;
+	}
+	return r ? r : p->result;
+}
+
 static int answer_publish(struct agent *a, const struct dm_dedup_upcall *up, const uint8_t *data,
 			  struct known *k)
 {
-	struct dm_dedup_batch b = {};
 	struct dm_dedup_publish p;
-	int r;
 
 	fill_publish(a, up, data, &p);
-	r = batch(a, DM_DEDUP_PUBLISH, &b, &p, sizeof(p), 1);
-	if (!r && !p.result) {
-		k->hash = stamps_hash(data, a->block);
-		k->slot = p.slot;
-		k->seq = p.seq;
-	}
-	return r ? r : p.result;
+	return publish(a, &p, data, k);
+}
+
+static struct known *known_of(struct agent *a, const uint8_t *data)
+{
+	return &a->known[stamps_hash(data, a->block) % MAX_KNOWN];
 }
 
 /* The right answer, until it is taken or nobody waits for it any more. 0, or why not. */
 static int answer_rightly(struct agent *a, const struct dm_dedup_upcall *up, const uint8_t *buf)
 {
-	struct known *k = &a->known[stamps_hash(buf, a->block) % MAX_KNOWN];
+	struct known *k = known_of(a, buf);
 	int r;
 
 	if (a->use_zero && all_zero(buf, a->block))
@@ -120,6 +131,35 @@ static void answer_fetch(struct agent *a, const struct dm_dedup_upcall *up)
 	step(a, "publish");
 out:
 	free(buf);
+}
+
+static int warm_block(struct agent *a, const struct image *im, uint64_t block, uint8_t *buf)
+{
+	struct dm_dedup_publish p = { .data = (uintptr_t)buf, .source = DM_DEDUP_SOURCE_PEER };
+	int r = image_read(im, block, a->block, buf);
+
+	if (r)
+		return r;
+	make_fp(stamps_hash(buf, a->block), p.fp);
+	do
+		r = publish(a, &p, buf, known_of(a, buf));
+	while (r == -ENOSPC || r == -ENOMEM);
+	step(a, "warm");
+	return r;
+}
+
+/* PUBLISHes the blocks of an image that no volume may have: from FIRST on, COUNT of them. */
+int cmd_warm(struct agent *a, char **argv)
+{
+	uint64_t first = strtoull(argv[1], NULL, 0), n = strtoull(argv[2], NULL, 0);
+	struct image *im = image_by_name(a, argv[0]);
+	uint8_t *buf = malloc(a->block);
+	int r = im && buf ? 0 : -ENOENT;
+
+	for (uint64_t i = 0; !r && i < n; i++)
+		r = warm_block(a, im, first + i, buf);
+	free(buf);
+	return r;
 }
 
 static void answer_lookup(struct agent *a, const struct dm_dedup_upcall *up, struct image *im)

@@ -33,9 +33,10 @@ int hello(struct agent *a)
 	a->hello.size = sizeof(a->hello);
 	a->hello.abi_major = DM_DEDUP_ABI_MAJOR;
 	a->hello.abi_minor = DM_DEDUP_ABI_MINOR;
-	a->hello.features = DM_DEDUP_FEATURE_SOURCE;
+	a->hello.features = DM_DEDUP_FEATURE_SOURCE | DM_DEDUP_FEATURE_LOOSE;
 	return call(a, DM_DEDUP_HELLO, &a->hello);
 }
+
 int find_volume(struct agent *a, const char *what, struct dm_dedup_volume_info *info)
 {
 	struct dm_dedup_batch b = {};

@@ -29,6 +29,8 @@ static int cmd_volume_call(struct agent *a, unsigned long cmd, char **argv, int 
 
 	if (r)
 		return r;
+	if (cmd == DM_DEDUP_RELEASE)
+		step(a, "give");
 	c.agent_epoch = a->hello.agent_epoch;
 	c.volume = info.volume;
 	c.lease_epoch = info.lease_epoch;
@@ -36,7 +38,10 @@ static int cmd_volume_call(struct agent *a, unsigned long cmd, char **argv, int 
 		c.flags = DM_DEDUP_RELEASE_DISCARD;
 	else if (argc > 1)
 		c.lease_epoch = strtoull(argv[1], NULL, 0);
-	return call(a, cmd, &c);
+	r = call(a, cmd, &c);
+	if (cmd == DM_DEDUP_RELEASE)
+		step(a, "release");
+	return r;
 }
 
 static int cmd_clean(struct agent *a)
@@ -191,6 +196,8 @@ int run_command(struct agent *a, int argc, char **argv)
 		return cmd_list(a, argv[0], strtoull(argv[1], NULL, 0));
 	if (!strcmp(word, "set") && argc > 2)
 		return cmd_set(a, argv);
+	if (!strcmp(word, "warm") && argc > 2)
+		return cmd_warm(a, argv);
 	if (!strcmp(word, "commit") && argc > 2)
 		return cmd_commit(a, argv);
 	if (!strcmp(word, "replace") && argc > 4)

@@ -61,6 +61,9 @@ static void wrong_publishes(struct agent *a, const struct dm_dedup_upcall *up, v
 	p.volume += 1000;
 	want(a, "PUBLISH for another volume", publish(a, &p), -ESTALE);
 	fill_publish(a, up, data, &p);
+	p.volume = 0;
+	want(a, "PUBLISH for no volume", publish(a, &p), -EINVAL);
+	fill_publish(a, up, data, &p);
 	p.block ^= 1;
 	want(a, "PUBLISH for another block", publish(a, &p), -EINVAL);
 	fill_publish(a, up, data, &p);

@@ -29,7 +29,8 @@
  *	commit VOLUME CUT VERSION	an empty COMMIT with that root
  *	replace VOLUME CUT BLOCK SLOT SEQ	stages that CLEAN slot as the block's new base
  *	recover VOLUME		a push of a volume that is fenced or diverged
- *	release VOLUME [discard]; fence VOLUME [EPOCH]
+ *	release VOLUME [discard|EPOCH]; fence VOLUME [EPOCH]
+ *	warm NAME FIRST COUNT	PUBLISHes these blocks of an image without a volume
  *	clean			prints slot seq of each CLEAN slot
  *	drop SLOT SEQ; dropall	of what is CLEAN
  *	waiting			how many upcalls are held back
@@ -37,7 +38,8 @@
  *	fail ERRNO		answers FETCHes that are held back with FAIL
  *	faults			how many wrong answers there were; fails if the kernel took one
  *	die STEP		dies as soon as it comes to lookup, open, fetch (before the answer),
- *				publish (after it), cut, list, merge, head, stage or commit
+ *				publish (after it), cut, list, merge, head, stage, commit, warm,
+ *				give (before RELEASE) or release (after it)
  *	set NAME epoch|cut|version|error|uuid N	what the head says; error: of OPEN
  *	hostile			calls that must all be refused; prints those that were not
  *	hello			another HELLO: what was sent comes again

@@ -97,6 +97,9 @@ static void fill_publish(struct know *k, struct arena *a, struct rnd *r, void *e
 		.data = (uintptr_t)a->data + rnd_below(r, 1UL << 20),
 	};
 
+	/* A block that no volume wants yet. */
+	if (!e.cookie && rnd_one_in(r, 6))
+		e.volume = 0;
 	if (rnd_one_in(r, 20))
 		e.data = odd_number(r);
 	if (rnd_one_in(r, 20))
@@ -169,6 +172,15 @@ static const struct batch_kind {
 	{ DM_DEDUP_LIST_VOLUMES, sizeof(struct dm_dedup_volume_info), DM_DEDUP_MAX_BATCH, NULL, 1 },
 };
 
+static const struct batch_kind *kind_of(unsigned long cmd)
+{
+	const struct batch_kind *t = batches;
+
+	while (t->cmd != cmd)
+		t++;
+	return t;
+}
+
 static void damage(struct rnd *r, void *p, size_t bytes)
 {
 	uint8_t *b = p;
@@ -209,7 +221,8 @@ static uint64_t epoch(struct know *k, struct rnd *r)
 	return k->epoch - (rnd_one_in(r, 30) ? 1 : 0);
 }
 
-static void call_at(struct know *k, struct arena *a, struct rnd *r, unsigned long cmd, void *arg,
+/* True: it was done, and what the kernel wrote is in @arg if that was in the arena. */
+static bool call_at(struct know *k, struct arena *a, struct rnd *r, unsigned long cmd, void *arg,
 		    size_t bytes)
 {
 	void *p = pointer(a, r, bytes);
@@ -218,13 +231,26 @@ static void call_at(struct know *k, struct arena *a, struct rnd *r, unsigned lon
 	spare(k, arg, bytes);
 	if (in_arena(a, p, bytes))
 		memcpy(p, arg, bytes);
-	if (ioctl(k->fd, cmd, p))
+	if (ioctl(k->fd, cmd, p)) {
 		k->counts->refused[_IOC_NR(cmd) % 0x20]++;
-	else
-		k->counts->done[_IOC_NR(cmd) % 0x20]++;
+		return false;
+	}
+	k->counts->done[_IOC_NR(cmd) % 0x20]++;
+	if (in_arena(a, p, bytes))
+		memcpy(arg, p, bytes);
+	return true;
 }
 
-static void random_batch(struct know *k, struct arena *a, struct rnd *r, const struct batch_kind *t)
+static void set_volume(struct dm_dedup_batch *b, const struct dm_dedup_volume_info *info)
+{
+	b->volume = info->volume;
+	b->cut = info->closed_cut;
+	b->lease_epoch = info->lease_epoch;
+}
+
+/* @about: a volume whose cut is closed, or NULL for any. */
+static void random_batch(struct know *k, struct arena *a, struct rnd *r, const struct batch_kind *t,
+			 const struct dm_dedup_volume_info *about)
 {
 	struct dm_dedup_batch b = {
 		.size = sizeof(b), .entry_size = t->entry_size, .agent_epoch = epoch(k, r),
@@ -234,15 +260,16 @@ static void random_batch(struct know *k, struct arena *a, struct rnd *r, const s
 	static __thread uint8_t buf[DM_DEDUP_MAX_BATCH * 256];
 	uint32_t n = rnd_one_in(r, 8) ? rnd_below(r, t->max + 2) : rnd_below(r, 6);
 	struct dm_dedup_volume_info info;
+	unsigned int tries;
 	uint8_t *p;
 
 	know_pick_root(k, r, b.root);
-	/* What belongs together is together, half of the time. */
-	if (rnd_one_in(r, 2) && know_pick_info(k, r, &info)) {
-		b.volume = info.volume;
-		b.cut = info.closed_cut;
-		b.lease_epoch = info.lease_epoch;
-	}
+	/* What belongs together is together, half of the time; with a cut that is closed, if there is one. */
+	for (tries = rnd_below(r, 2) * 6; !about && tries && know_pick_info(k, r, &info);
+	     tries = info.closed_cut ? 0 : tries - 1)
+		set_volume(&b, &info);
+	if (about)
+		set_volume(&b, about);
 	if (t->cmd == DM_DEDUP_COMMIT && rnd_one_in(r, 2))
 		b.flags = DM_DEDUP_COMMIT_MORE;
 	b.count = n;
@@ -277,12 +304,21 @@ static void random_volume_call(struct know *k, struct arena *a, struct rnd *r)
 	call_at(k, a, r, fence ? DM_DEDUP_FENCE : DM_DEDUP_RELEASE, &c, sizeof(c));
 }
 
+/* What it has closed is listed, before others may commit it. */
 static void random_cut(struct know *k, struct arena *a, struct rnd *r)
 {
 	struct dm_dedup_cut c = { .size = sizeof(c), .agent_epoch = epoch(k, r),
 				  .volume = number(k, &k->volumes, r) };
 
-	call_at(k, a, r, DM_DEDUP_CUT, &c, sizeof(c));
+	struct dm_dedup_volume_info info = {};
+
+	if (!call_at(k, a, r, DM_DEDUP_CUT, &c, sizeof(c)) || !c.cut)
+		return;
+	know_cut(k, c.volume, c.cut);
+	info.volume = c.volume;
+	info.closed_cut = c.cut;
+	info.lease_epoch = c.lease_epoch;
+	random_batch(k, a, r, kind_of(DM_DEDUP_LIST_CUT), &info);
 }
 
 static void random_reply(struct know *k, struct arena *a, struct rnd *r)
@@ -326,7 +362,7 @@ void random_call(struct know *k, struct arena *a, struct rnd *r)
 
 	for (size_t i = 0; i < sizeof(batches) / sizeof(batches[0]); i++) {
 		if (n < batches[i].often) {
-			random_batch(k, a, r, &batches[i]);
+			random_batch(k, a, r, &batches[i], NULL);
 			return;
 		}
 		n -= batches[i].often;

@@ -31,6 +31,7 @@ struct numbers {
  * struct know - what was learned, by all threads of one agent
  * @safe: the volume that is answered rightly and never named by a random call
  * @epoch: of our HELLO; may be replaced by another thread's
+ * @last_call: the agent dies when counts.total gets there
  */
 struct know {
 	int fd;
@@ -38,6 +39,7 @@ struct know {
 	uint32_t block_shift;
 	uint64_t nr_slots;
 	uint64_t safe;
+	uint64_t last_call;
 	int safe_fd;
 	_Atomic uint64_t epoch;
 	pthread_mutex_t lock;
@@ -80,14 +82,18 @@ static inline struct rnd rnd_seed(uint64_t seed)
 int know_hello(struct know *k);
 void know_refresh(struct know *k);
 void know_upcall(struct know *k, const struct dm_dedup_upcall *up);
-void know_add(struct know *k, struct numbers *to, uint64_t v);
+/* @volume has this cut closed now. */
+void know_cut(struct know *k, uint64_t volume, uint64_t cut);
 uint64_t know_pick(struct know *k, const struct numbers *from, struct rnd *r);
 void know_pick_root(struct know *k, struct rnd *r, uint8_t root[DM_DEDUP_FP_SIZE]);
 bool know_pick_info(struct know *k, struct rnd *r, struct dm_dedup_volume_info *info);
 
-/* By number of the command: how many calls did something, and how many were refused. */
+/*
+ * By number of the command: how many calls did something, and how many were refused. And of all agents:
+ * how many times one made up its mind to call.
+ */
 struct counts {
-	_Atomic uint64_t done[0x20], refused[0x20];
+	_Atomic uint64_t done[0x20], refused[0x20], total;
 };
 
 /* call.c */

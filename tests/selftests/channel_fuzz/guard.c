@@ -2,10 +2,12 @@
 /*
  * A guest that knows what it must read: the first half of the device it writes and reads, the
  * second half it only reads. Reads of the second half may fail, since their FETCH may; but no byte
- * may be another. In the end the content that must be there is written to the file.
+ * may be another. In the end, after some seconds or at a SIGTERM, the content that must be there is
+ * written to the file.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,6 +66,14 @@ static int guard_step(int fd, uint8_t *ref, uint64_t sectors, uint8_t *buf, stru
 	}
 }
 
+static volatile sig_atomic_t over;
+
+static void end_it(int sig)
+{
+	(void)sig;
+	over = 1;
+}
+
 /* DEVICE FILE SECONDS SEED */
 int guard(int argc, char **argv)
 {
@@ -84,9 +94,10 @@ int guard(int argc, char **argv)
 	ref = malloc(st.st_size);
 	if (pread(file, ref, st.st_size, 0) != st.st_size)
 		return 1;
+	signal(SIGTERM, end_it);
 	rnd = rnd_seed(strtoull(argv[3], NULL, 0));
 	end = time(NULL) + atoi(argv[2]);
-	while (!r && time(NULL) < end)
+	while (!r && !over && time(NULL) < end)
 		r = guard_step(fd, ref, st.st_size / SECTOR, buf, &rnd);
 	if (!r && pwrite(file, ref, st.st_size, 0) != st.st_size)
 		r = 1;

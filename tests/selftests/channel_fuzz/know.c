@@ -9,13 +9,6 @@ static void add_locked(struct numbers *to, uint64_t v)
 	to->v[to->n++ % NR_KNOWN] = v;
 }
 
-void know_add(struct know *k, struct numbers *to, uint64_t v)
-{
-	pthread_mutex_lock(&k->lock);
-	add_locked(to, v);
-	pthread_mutex_unlock(&k->lock);
-}
-
 uint64_t know_pick(struct know *k, const struct numbers *from, struct rnd *r)
 {
 	uint64_t v = 0, at = rnd64(r);
@@ -84,6 +77,16 @@ int know_hello(struct know *k)
 	k->nr_slots = h.nr_slots;
 	k->epoch = h.agent_epoch;
 	return 0;
+}
+
+void know_cut(struct know *k, uint64_t volume, uint64_t cut)
+{
+	pthread_mutex_lock(&k->lock);
+	add_locked(&k->cuts, cut);
+	for (unsigned int i = 0; i < k->nr_infos; i++)
+		if (k->infos[i].volume == volume && volume != k->safe)
+			k->infos[i].closed_cut = cut;
+	pthread_mutex_unlock(&k->lock);
 }
 
 static struct dm_dedup_batch batch_of(struct know *k, void *entries, uint32_t size, uint32_t count)

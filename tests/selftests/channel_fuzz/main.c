@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * channel_fuzz agents CACHE-UUID SAFE-FILE SECONDS SEED
+ * channel_fuzz agents CACHE-UUID SAFE-FILE CALLS SEED
  * channel_fuzz guard DEVICE FILE SECONDS SEED
  *
- * agents opens the channel again and again. Each agent lives for some seconds at most, makes
- * random calls from two threads while a third one changes their arguments under them, and dies by
- * SIGKILL. It answers FETCHes of the volume `safe` rightly, with what SAFE-FILE holds, and those of
- * others in one of many ways. Where the kernel can fail allocations on demand
- * (/sys/kernel/debug/failslab) those of the random calls fail now and then.
+ * agents opens the channel again and again, until CALLS random calls have been made, and more until some
+ * of each important kind were not refused. Each agent makes some hundreds of them, from two threads
+ * while others change their arguments under them, and dies by SIGKILL in their midst. It answers
+ * FETCHes of the volume `safe` rightly, with what SAFE-FILE holds, and those of others in one of many
+ * ways. Where the kernel can fail allocations on demand (/sys/kernel/debug/failslab) those of the
+ * random calls fail now and then.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,9 +20,13 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 #include "fuzz.h"
+
+/* How many calls an agent makes at most before it dies. */
+#define MOST_CALLS	1000
+/* How many times as many calls are made at most if some kind of call was always refused. */
+#define MOST_TIMES	4
 
 struct caller {
 	struct know *k;
@@ -49,6 +54,9 @@ static void *caller_thread(void *arg)
 		if (n % 64 == 0)
 			know_refresh(c->k);
 		random_call(c->k, c->arena, &c->rnd);
+		/* The other thread is in the midst of a call. */
+		if (++c->k->counts->total >= c->k->last_call)
+			raise(SIGKILL);
 	}
 	return NULL;
 }
@@ -140,7 +148,7 @@ static int agent(const char *path, const char *safe_file, struct counts *counts,
 	pthread_t t;
 
 	k.counts = counts;
-
+	k.last_call = counts->total + 1 + rnd_below(r, MOST_CALLS);
 	for (int i = 0; (k.fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK)) < 0; i++) {
 		if (errno != EBUSY || i == 1000)
 			return 3;
@@ -167,49 +175,52 @@ static int agent(const char *path, const char *safe_file, struct counts *counts,
 }
 
 /* A fuzzer all of whose calls are refused finds little: these must have been done. */
-static int print_counts(const struct counts *counts)
+static bool all_done(const struct counts *counts)
 {
 	static const uint8_t must[] = { 0x02, 0x03, 0x05, 0x06, 0x07, 0x08, 0x0c };
-	int bad = 0;
+	bool all = true;
 
+	for (size_t i = 0; i < sizeof(must); i++)
+		all &= counts->done[must[i]] != 0;
+	return all;
+}
+
+static int print_counts(const struct counts *counts)
+{
 	for (int i = 0; i <= 0x0c; i++) {
 		printf("call %#x: %llu done, %llu refused\n", i,
 		       (unsigned long long)counts->done[i], (unsigned long long)counts->refused[i]);
 	}
-	for (size_t i = 0; i < sizeof(must); i++)
-		bad |= !counts->done[must[i]];
-	return bad;
+	return !all_done(counts);
 }
 
 static int agents(int argc, char **argv)
 {
 	struct counts *counts = mmap(NULL, sizeof(*counts), PROT_READ | PROT_WRITE,
 				     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	uint64_t seed;
+	uint64_t seed, calls;
 	char path[128];
-	time_t end;
 	int lives = 0;
 
 	if (argc != 4 || counts == MAP_FAILED)
 		return 2;
 	snprintf(path, sizeof(path), "/dev/dm-dedup/%s", argv[0]);
+	calls = strtoull(argv[2], NULL, 0);
 	seed = strtoull(argv[3], NULL, 0);
-	end = time(NULL) + atoi(argv[2]);
 	write_to("/sys/kernel/debug/failslab/task-filter", "Y");
 	write_to("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
 	write_to("/sys/kernel/debug/failslab/verbose", "0");
 	write_to("/sys/kernel/debug/failslab/interval", "1");
 	write_to("/sys/kernel/debug/failslab/times", "-1");
 	write_to("/sys/kernel/debug/failslab/probability", "2");
-	for (; time(NULL) < end; lives++) {
+	for (; counts->total < calls || (!all_done(counts) && counts->total < MOST_TIMES * calls);
+	     lives++) {
 		struct rnd r = rnd_seed(seed + lives);
 		pid_t pid = fork();
 		int status;
 
 		if (!pid)
 			_exit(agent(path, argv[1], counts, &r));
-		usleep(50000 + rnd_below(&r, 3000000));
-		kill(pid, SIGKILL);
 		if (waitpid(pid, &status, 0) != pid || WIFEXITED(status)) {
 			fprintf(stderr, "channel_fuzz: agent %d ended by itself, status %d\n",
 				lives, WEXITSTATUS(status));
@@ -217,7 +228,7 @@ static int agents(int argc, char **argv)
 		}
 	}
 	write_to("/sys/kernel/debug/failslab/probability", "0");
-	printf("%d agents\n", lives);
+	printf("%d agents, %llu calls\n", lives, (unsigned long long)counts->total);
 	return print_counts(counts);
 }
 

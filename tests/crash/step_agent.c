@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * commit_agent CONF MESSAGE TRIGGER: vmdedup-agent, which writes to MESSAGE what each commit was when the
- * meta server has answered it. If there is a file TRIGGER then, the machine is reset before the cache
- * hears of it.
- * commit_agent --deliver CONF MESSAGE: the commit in MESSAGE once more, bit for bit, which must do nothing
+ * step_agent CONF TRIGGER [MESSAGE]: vmdedup-agent on a host that is reset at a step of it: at the one whose
+ * name is in the file TRIGGER, as soon as there is one. Steps are mutations that it asks of the meta
+ * server, by their names in the protocol (`lease_handover`: before it is sent; `lease_handover.done`: it
+ * is answered, and nobody here has heard of it), and `warm`: another host has said what to warm. Before a
+ * reset at `push_commit.done` it writes to MESSAGE what the commit was.
+ * step_agent --deliver CONF MESSAGE: the commit in MESSAGE once more, bit for bit, which must do nothing
  * and give the first result, and the same words in a new session, which must be refused.
  */
 #include <errno.h>
@@ -28,6 +30,11 @@ int __wrap_cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct
 			  size_t nr_frames, int timeout_ms, struct net_reply *reply,
 			  struct error *err);
 
+int __real_agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
+		      uint64_t size, const void *trace, size_t len, struct agent_warmth *warmth);
+int __wrap_agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
+		      uint64_t size, const void *trace, size_t len, struct agent_warmth *warmth);
+
 static const char *message_path, *trigger_path;
 
 struct message {
@@ -37,7 +44,7 @@ struct message {
 
 static void die(const char *what, const char *why)
 {
-	fprintf(stderr, "commit_agent: %s: %s\n", what, why);
+	fprintf(stderr, "step_agent: %s: %s\n", what, why);
 	exit(1);
 }
 
@@ -49,26 +56,73 @@ static void write_all(const char *path, const void *data, size_t len)
 		die(path, strerror(errno));
 }
 
-int __wrap_cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
-			  size_t nr_frames, int timeout_ms, struct net_reply *reply,
-			  struct error *err)
-{
-	int r = __real_cluster_mutate(c, req, frames, nr_frames, timeout_ms, reply, err);
-	struct message m = { .session = c->session, .sequence = c->sequence };
-	int fd;
+/* ---- steps ---- */
 
-	if (!message_path || r || req->body_case != VMDEDUP__REQUEST__BODY_PUSH_COMMIT)
-		return r;
-	m.push = req->push_commit->push;
-	memcpy(m.root.b, req->push_commit->root.data, FP_SIZE);
-	if (access(trigger_path, F_OK))
-		return r;
-	write_all(message_path, &m, sizeof(m));
-	fd = open("/proc/sysrq-trigger", O_WRONLY);
+static bool is_at(const char *step)
+{
+	char name[64] = "";
+	FILE *f = trigger_path ? fopen(trigger_path, "r") : NULL;
+	bool is;
+
+	if (!f)
+		return false;
+	is = fscanf(f, "%63s", name) == 1 && !strcmp(name, step);
+	fclose(f);
+	return is;
+}
+
+static void reset(const char *step)
+{
+	int fd = open("/proc/sysrq-trigger", O_WRONLY);
+
+	fprintf(stderr, "reset at %s\n", step);
 	if (fd < 0 || write(fd, "b", 1) != 1)
 		die("/proc/sysrq-trigger", strerror(errno));
 	for (;;)
 		pause();
+}
+
+static const char *name_of(const Vmdedup__Request *req)
+{
+	const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field(
+		&vmdedup__request__descriptor, req->body_case);
+
+	return f ? f->name : "";
+}
+
+int __wrap_cluster_mutate(struct cluster *c, Vmdedup__Request *req, const struct net_frame *frames,
+			  size_t nr_frames, int timeout_ms, struct net_reply *reply,
+			  struct error *err)
+{
+	struct message m = { 0 };
+	char step[64];
+	int r;
+
+	snprintf(step, sizeof(step), "%s", name_of(req));
+	if (is_at(step))
+		reset(step);
+	r = __real_cluster_mutate(c, req, frames, nr_frames, timeout_ms, reply, err);
+	snprintf(step, sizeof(step), "%s.done", name_of(req));
+	if (r || !is_at(step))
+		return r;
+	if (message_path && req->body_case == VMDEDUP__REQUEST__BODY_PUSH_COMMIT) {
+		m = (struct message){ .session = c->session, .sequence = c->sequence,
+				      .push = req->push_commit->push };
+		memcpy(m.root.b, req->push_commit->root.data, FP_SIZE);
+		write_all(message_path, &m, sizeof(m));
+	}
+	reset(step);
+	return r;
+}
+
+int __wrap_agent_warm(struct agent *a, const struct uuid *image, const struct fp *root,
+		      uint64_t size, const void *trace, size_t len, struct agent_warmth *warmth)
+{
+	int r = __real_agent_warm(a, image, root, size, trace, len, warmth);
+
+	if (len && !r && is_at("warm"))
+		reset("warm");
+	return r;
 }
 
 /* ---- the message again ---- */
@@ -177,13 +231,13 @@ static int serve(const char *conf)
 int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (argc != 4) {
-		fputs("usage: commit_agent CONF MESSAGE TRIGGER | --deliver CONF MESSAGE\n", stderr);
+	if (argc == 4 && !strcmp(argv[1], "--deliver"))
+		return deliver(argv[2], argv[3]);
+	if (argc != 3 && argc != 4) {
+		fputs("usage: step_agent CONF TRIGGER [MESSAGE] | --deliver CONF MESSAGE\n", stderr);
 		return 2;
 	}
-	if (!strcmp(argv[1], "--deliver"))
-		return deliver(argv[2], argv[3]);
-	message_path = argv[2];
-	trigger_path = argv[3];
+	trigger_path = argv[2];
+	message_path = argv[3];
 	return serve(argv[1]);
 }
