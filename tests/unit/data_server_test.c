@@ -33,6 +33,8 @@ struct tiny_meta {
 	struct uuid former;	/* a process that another one has followed; null: the next that joins */
 	_Atomic bool refuses;	/* it */
 	_Atomic unsigned int refused;
+	_Atomic bool unsettled; /* it does not answer that the disk names who joins */
+	_Atomic unsigned int held;
 };
 
 static void fill_map(struct tiny_meta *m, Vmdedup__MapReply *map, uint64_t *epochs,
@@ -62,6 +64,14 @@ static bool is_former(struct tiny_meta *m, const Vmdedup__ServerJoin *join)
 	return true;
 }
 
+static bool is_held(struct tiny_meta *m, const Vmdedup__ServerJoin *join)
+{
+	if (!m->unsettled || memcmp(join->session.data, join->last_session.data, 16))
+		return false;
+	m->held++;
+	return true;
+}
+
 static void meta_handle(void *ctx, struct net_request *req)
 {
 	const Vmdedup__Request *h = net_request_header(req);
@@ -77,6 +87,10 @@ static void meta_handle(void *ctx, struct net_request *req)
 	fill_map(m, &map, epochs, servers);
 	if (h->body_case == VMDEDUP__REQUEST__BODY_SERVER_JOIN && is_former(m, h->server_join)) {
 		net_reply_error(req, ESTALE, "another process has joined with this disk since");
+		return;
+	}
+	if (h->body_case == VMDEDUP__REQUEST__BODY_SERVER_JOIN && is_held(m, h->server_join)) {
+		net_reply_error(req, EAGAIN, "not now");
 		return;
 	}
 	if (h->body_case == VMDEDUP__REQUEST__BODY_SERVER_JOIN) {
@@ -523,6 +537,32 @@ static void former_process_joins_anew(void **state)
 	teardown(f);
 }
 
+/* What it stored before would be taken for a copy's if it ended then; see Documentation/meta.rst. */
+static void nothing_is_stored_before_the_disk_names_it(void **state)
+{
+	struct fixture *f = setup_with(0);
+	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	Vmdedup__Touch t = VMDEDUP__TOUCH__INIT;
+	struct net_reply reply;
+	struct fp fp = { { 1 } };
+
+	assert_int_equal(put_range(f->data.client, 0, 1), 0);
+	data_host_stop(&f->data);
+	f->meta.unsettled = true;
+	start_data(f);
+	while (f->meta.held < 3)
+		poll(NULL, 0, 10);
+	t.map_version = 3;
+	t.fingerprints = (ProtobufCBinaryData){ FP_SIZE, fp.b };
+	req.body_case = VMDEDUP__REQUEST__BODY_TOUCH;
+	req.touch = &t;
+	assert_int_equal(net_call(f->data.client, &req, NULL, 0, TIMEOUT, &reply, NULL), -EAGAIN);
+	net_reply_free(&reply);
+	f->meta.unsettled = false;
+	assert_int_equal(put_range(f->data.client, 1, 1), 0);
+	teardown(f);
+}
+
 /* A JOIN would say that it is up, and the map that comes with it could not be taken. */
 static void a_server_whose_store_failed_does_not_join(void **state)
 {
@@ -763,6 +803,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(full_disk_is_said),
 		cmocka_unit_test(rebuilt_index_joins_with_a_new_incarnation),
 		cmocka_unit_test(former_process_joins_anew),
+		cmocka_unit_test(nothing_is_stored_before_the_disk_names_it),
 		cmocka_unit_test(a_server_whose_store_failed_does_not_join),
 		cmocka_unit_test(many_requests_at_once),
 		cmocka_unit_test(delete_and_list),

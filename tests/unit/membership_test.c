@@ -270,11 +270,52 @@ static void late_join_changes_nothing(void **state)
 	assert_int_equal(world_sql(w, "SELECT anew FROM servers WHERE id = 2"), 0);
 	join_as(w, &disk2, "host2", 9, 2); /* of a copy */
 	assert_true(world_sql(w, "SELECT anew FROM servers WHERE id = 2") > 0);
-	/* Of many processes the last few are remembered. */
+	/* Of many processes the last few are remembered; and of the last one, that no disk has named it. */
 	for (uint8_t i = 10; i < 40; i++)
 		join_as(w, &disk2, "host2", i, (uint8_t)(i - 1));
 	assert_int_equal(join_says(w, &disk2, "host2", 35, 34), ESTALE);
+	assert_int_equal(world_sql(w, "SELECT length(session) FROM servers WHERE id = 2"), 9 * 16);
+	join_as(w, &disk2, "host2", 39, 39);
 	assert_int_equal(world_sql(w, "SELECT length(session) FROM servers WHERE id = 2"), 8 * 16);
+}
+
+/* Who joins, and what the disk says then of who joined last. */
+static const struct {
+	uint8_t session, last;
+	bool anew; /* the disk is another one than it was */
+} crash_loop[] = {
+	{ 1, 0, false },
+	{ 2, 0, false }, /* 1 ended before its disk named it */
+	{ 2, 2, false },
+	{ 3, 2, false },
+	{ 4, 2, false },
+	{ 5, 2, false }, /* so did 3 and 4 */
+	{ 6, 5, false }, /* 5 is named, and could not say it */
+	{ 6, 6, false },
+	{ 6, 5, false }, /* on its way for longer: nothing new */
+	{ 7, 5, true },  /* 6 has said that the disk names it: this one is a copy */
+	{ 8, 5, false }, /* the same copy, 7 was not named */
+	{ 8, 8, false },
+	{ 9, 6, true },
+	{ 10, 9, false },
+	{ 11, 8, true },
+};
+
+/* A process that ends as soon as it has joined does not make its disk look like a copy put back. */
+static void crash_loop_is_no_copy(void **state)
+{
+	struct world *w = *state;
+	int64_t anew = 0, now;
+
+	for (size_t i = 0; i < ARRAY_SIZE(crash_loop); i++) {
+		join_as(w, &disk2, "host2", crash_loop[i].session, crash_loop[i].last);
+		now = world_sql(w, "SELECT anew FROM servers WHERE id = 2");
+		if ((now != anew) != crash_loop[i].anew)
+			fail_msg("join %zu: process %u, and the disk names %u", i,
+				 crash_loop[i].session, crash_loop[i].last);
+		anew = now;
+	}
+	assert_int_equal(join_says(w, &disk2, "host2", 0, 11), EINVAL);
 }
 
 static int state_of(struct world *w)
@@ -347,6 +388,7 @@ static void copy_of_a_disk_vouches_for_nothing(void **state)
 
 	w->incarnation = 1;
 	join_as(w, &disk2, "host2", 1, 0);
+	join_as(w, &disk2, "host2", 1, 1);
 	w->disk = disk2;
 	w->server = 2;
 	change(w, "DELETE FROM replicas WHERE server = 1");
@@ -790,6 +832,7 @@ static int run(const char *name)
 		T(late_begin_ends_nothing),
 		T(copy_of_a_disk_vouches_for_nothing),
 		T(late_join_changes_nothing),
+		T(crash_loop_is_no_copy),
 		T(join_of_who_is_not_reached),
 		T(late_join_of_the_same_process),
 		T(refused_part_changes_nothing),

@@ -234,6 +234,15 @@ static void joined(void *arg, int r, struct net_reply *reply)
 	}
 	net_server_set_cluster(s->server, cluster.b);
 	s->failures = 0;
+	/*
+	 * Nothing is stored by that map until the meta server knows that the disk says so: should this
+	 * process end before, the next one comes with the disk that the one before left, and not with
+	 * a copy put back.
+	 */
+	if (!uuid_equal(&s->said, &s->session)) {
+		s->next_join_ms = 0;
+		goto free;
+	}
 	s->next_join_ms = now_ms() + JOIN_REPEAT_MS;
 	s->next_map_ms = now_ms() + MAP_REFRESH_MS;
 	fresh = topology_new(reply->header->server_join);
@@ -249,7 +258,7 @@ static void ask_join(struct data_server *s)
 	Vmdedup__ServerJoin join = VMDEDUP__SERVER_JOIN__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
 	const uint8_t *key = net_ctx_public_key(s->net);
-	struct uuid disk = *bstore_disk(s->store), last, cluster;
+	struct uuid disk = *bstore_disk(s->store), cluster;
 	struct bstore_stat st;
 	int r = bstore_stat(s->store, &st);
 
@@ -272,8 +281,8 @@ static void ask_join(struct data_server *s)
 	cluster = *bstore_cluster(s->store);
 	if (!uuid_is_null(&cluster))
 		join.cluster = (ProtobufCBinaryData){ sizeof(cluster.b), cluster.b };
-	last = *bstore_session(s->store);
-	join.last_session = (ProtobufCBinaryData){ sizeof(last.b), last.b };
+	s->said = *bstore_session(s->store);
+	join.last_session = (ProtobufCBinaryData){ sizeof(s->said.b), s->said.b };
 	req.body_case = VMDEDUP__REQUEST__BODY_SERVER_JOIN;
 	req.server_join = &join;
 	s->asking = true;

@@ -226,6 +226,7 @@ struct data_server {
 	uint64_t next_join_ms, next_map_ms, asked_map_ms;
 	unsigned int failures;
 	struct uuid session; /* of this process */
+	struct uuid said;    /* that the disk names, as the last JOIN said */
 	uint64_t free_bytes; /* of the disk, as last looked at */
 };
 

@@ -162,6 +162,7 @@ struct known {
 	int64_t id, state;
 	uint8_t sessions[SESSIONS * 16]; /* the last first */
 	size_t sessions_len;
+	bool settled; /* the disk names the last one; until then that has stored nothing */
 	bool former; /* said by a process that has been followed by another one */
 	bool late;   /* said by this one before it said what is known */
 	uint64_t incarnation;
@@ -170,13 +171,21 @@ struct known {
 	bool same; /* nothing that the map tells has changed */
 };
 
-/* The disk was last joined by another process than the one that says so. */
+static bool names(const Vmdedup__ServerJoin *req, const struct known *k, size_t at)
+{
+	return at < k->sessions_len && !memcmp(k->sessions + at, req->last_session.data, 16);
+}
+
+/*
+ * The disk was last joined by another process than the one that says so. One that ended before its
+ * disk named it, or before it could say that, has stored nothing: the disk is what it was before it.
+ */
 static bool is_other_session(const struct known *k, const Vmdedup__ServerJoin *req)
 {
 	if (!k->sessions_len || req->session.len != 16 || req->last_session.len != 16)
 		return false; /* one of them is of an older version */
-	return memcmp(k->sessions, req->session.data, 16) &&
-	       memcmp(k->sessions, req->last_session.data, 16);
+	return memcmp(k->sessions, req->session.data, 16) && !names(req, k, 0) &&
+	       (k->settled || !names(req, k, 16));
 }
 
 /* A request that was on its way for long: what it says was true before another process joined. */
@@ -213,28 +222,73 @@ static bool stays_as_it_is(const struct known *k)
 	return k->again && (k->state == SERVER_DOWN || k->state == SERVER_OUT);
 }
 
+/* In the store a null UUID comes before those of which the last is not settled. */
+static const uint8_t unsettled[16];
+
 static void take_sessions(struct known *k, struct rows *rows, int column)
 {
 	size_t len;
-	const void *sessions = rows_blob(rows, column, &len);
+	const uint8_t *sessions = rows_blob(rows, column, &len);
 
+	k->settled = len < 16 || memcmp(sessions, unsettled, 16);
+	if (!k->settled) {
+		sessions += 16;
+		len -= 16;
+	}
 	k->sessions_len = MIN(len, sizeof(k->sessions)) / 16 * 16;
 	if (k->sessions_len) /* else NULL may stand for it */
 		memcpy(k->sessions, sessions, k->sessions_len);
 }
 
-/* Who joins comes first. */
+/* If there is room for it. */
+static void append_session(struct known *k, const uint8_t *session)
+{
+	if (k->sessions_len == sizeof(k->sessions))
+		return;
+	memcpy(k->sessions + k->sessions_len, session, 16);
+	k->sessions_len += 16;
+}
+
+/* Who joins comes first; then, until its disk names it, whom the disk names, which may be nobody. */
 static void add_session(struct known *k, const Vmdedup__ServerJoin *req)
 {
-	if (req->session.len != 16) {
-		k->sessions_len = 0;
+	const struct known old = *k;
+	const uint8_t *session = req->session.data, *last = req->last_session.data;
+	bool settled = req->last_session.len != 16 || !memcmp(session, last, 16);
+	size_t at;
+
+	if (is_last_session(k, req) && k->settled) /* this may have been on its way for longer */
 		return;
+	k->settled = settled;
+	k->sessions_len = 0;
+	append_session(k, session);
+	if (!settled)
+		append_session(k, last);
+	for (at = 0; at < old.sessions_len; at += 16) {
+		const uint8_t *one = old.sessions + at;
+
+		if (memcmp(one, session, 16) && memcmp(one, unsettled, 16) &&
+		    (settled || memcmp(one, last, 16)))
+			append_session(k, one);
 	}
-	if (is_last_session(k, req))
-		return;
-	k->sessions_len = MIN(k->sessions_len + 16, sizeof(k->sessions));
-	memmove(k->sessions + 16, k->sessions, k->sessions_len - 16);
-	memcpy(k->sessions, req->session.data, 16);
+}
+
+static int store_sessions(struct meta_call *c, struct known *k)
+{
+	const Vmdedup__ServerJoin *req = c->req->server_join;
+	uint8_t packed[(SESSIONS + 1) * 16] = { 0 };
+	size_t flag;
+	int64_t n;
+
+	if (req->session.len == 16)
+		add_session(k, req);
+	else
+		k->sessions_len = 0;
+	flag = k->sessions_len && !k->settled ? 16 : 0;
+	memcpy(packed + flag, k->sessions, k->sessions_len);
+	n = store_exec(call_store(c), &c->err, "UPDATE servers SET session = ?2 WHERE id = ?1",
+		       V_INT(k->id), V_BLOB(packed, flag + k->sessions_len));
+	return n < 0 ? (int)n : 0;
 }
 
 static int find_server(struct meta_call *c, const struct uuid *disk, struct known *k)
@@ -273,7 +327,7 @@ static int find_server(struct meta_call *c, const struct uuid *disk, struct know
 	return 1;
 }
 
-static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
+static int add_server(struct meta_call *c, const struct uuid *disk, struct known *k)
 {
 	const Vmdedup__ServerJoin *req = c->req->server_join;
 	struct store *s = call_store(c);
@@ -282,7 +336,7 @@ static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
 
 	r = store_int(s, &c->err, &n, "SELECT count(*) FROM servers");
 	if (r >= 0)
-		r = store_int(s, &c->err, id, "SELECT coalesce(max(id), 0) + 1 FROM servers");
+		r = store_int(s, &c->err, &k->id, "SELECT coalesce(max(id), 0) + 1 FROM servers");
 	if (r < 0)
 		return r;
 	if (n >= META_MAX_SERVERS)
@@ -291,13 +345,13 @@ static int add_server(struct meta_call *c, const struct uuid *disk, int64_t *id)
 	n = store_exec(
 		s, &c->err,
 		"INSERT INTO servers (id, disk, incarnation, endpoint, curve_key, capacity, "
-		"free, host, rack, state, joined_s, seen_s, commits, session) VALUES (?1, ?2, ?3, "
-		"?4, ?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, ?11, ?12)",
-		V_INT(*id), V_UUID(disk), V_INT(req->incarnation), V_TEXT(req->endpoint),
+		"free, host, rack, state, joined_s, seen_s, commits) VALUES (?1, ?2, ?3, "
+		"?4, ?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, ?11)",
+		V_INT(k->id), V_UUID(disk), V_INT(req->incarnation), V_TEXT(req->endpoint),
 		V_BLOB(req->curve_key.data, req->curve_key.len), V_INT(req->capacity),
 		V_INT(req->free), V_TEXT(req->host), V_TEXT(req->rack), V_INT(now),
-		V_INT(req->commits), V_BLOB(req->session.data, req->session.len));
-	return n < 0 ? (int)n : 0;
+		V_INT(req->commits));
+	return n < 0 ? (int)n : store_sessions(c, k);
 }
 
 /*
@@ -309,11 +363,8 @@ static int update_server(struct meta_call *c, struct known *k)
 {
 	const Vmdedup__ServerJoin *req = c->req->server_join;
 	struct store *s = call_store(c);
-	int64_t n;
+	int64_t n = store_sessions(c, k);
 
-	add_session(k, req);
-	n = store_exec(s, &c->err, "UPDATE servers SET session = ?2 WHERE id = ?1", V_INT(k->id),
-		       V_BLOB(k->sessions, k->sessions_len));
 	if (n < 0)
 		return (int)n;
 	n = store_exec(
@@ -377,6 +428,8 @@ static int check_join(struct meta_call *c, struct uuid *disk)
 	if ((req->session.len && req->session.len != 16) ||
 	    (req->last_session.len && req->last_session.len != 16))
 		return call_error(c, -EINVAL, "a session's UUID has 16 bytes");
+	if (req->session.len && !memcmp(req->session.data, unsettled, 16))
+		return call_error(c, -EINVAL, "the session's UUID is null");
 	return check_cluster(c) ?: call_get_uuid(c, &req->disk, "the disk's UUID", disk) ?:
 	       call_check_text(c, req->endpoint, "the endpoint") ?:
 	       call_check_text(c, req->host, "the host's name") ?:
@@ -428,7 +481,7 @@ int map_server_join(struct meta_call *c)
 			"copy of it",
 			(unsigned long long)k.incarnation,
 			(unsigned long long)c->req->server_join->incarnation);
-	r = known ? update_server(c, &k) : add_server(c, &disk, &k.id);
+	r = known ? update_server(c, &k) : add_server(c, &disk, &k);
 	if (!r && !known)
 		r = plan_run(c->m, 0, NULL, &c->err);
 	if (!r && !k.same)

@@ -57,7 +57,8 @@ CREATE TABLE domains (
 -- Data servers, one for each disk. incarnation goes up when a disk's content starts anew; what
 -- an older incarnation vouched for no longer counts. commits is the disk's own count of commits: if
 -- it goes down, the disk has been put back from a copy; so it has if it does not name the first
--- UUID of session: of the processes that joined with it, the last one first. state: enum server_state. by_itself: the
+-- UUID of session: of the processes that joined with it, the last one first. A null UUID before it
+-- says that the disk has not named it yet, and may name the second one. state: enum server_state. by_itself: the
 -- governor took it out, nobody asked for it. draining: somebody did ask, and it is down or out; when
 -- it is back it drains on. anew: the map version at which its content was last not what it had been;
 -- receipts of older versions say nothing about it.

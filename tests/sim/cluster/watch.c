@@ -180,6 +180,18 @@ static void look_at_sessions(struct history *h)
 	}
 }
 
+/* Settled, or not yet: that begins with a null UUID. */
+static bool is_last_session(sqlite3_stmt *st, int column, const struct uuid *session)
+{
+	const uint8_t *sessions = sqlite3_column_blob(st, column);
+	int len = sqlite3_column_bytes(st, column);
+	static const struct uuid none;
+
+	if (len >= 32 && !memcmp(sessions, none.b, 16))
+		sessions += 16;
+	return len >= 16 && !memcmp(sessions, session->b, 16);
+}
+
 static void look_at_servers(struct history *h)
 {
 	sqlite3_stmt *st = query(h, "SELECT id, disk, incarnation, state, session, anew FROM servers");
@@ -194,8 +206,7 @@ static void look_at_servers(struct history *h)
 		s->state = sqlite3_column_int(st, 3);
 		s->anew = sqlite3_column_int64(st, 5);
 		s->m = m = machine_of(h, s->disk);
-		s->told = m && m->up && sqlite3_column_bytes(st, 4) >= 16 &&
-			  !memcmp(sqlite3_column_blob(st, 4), m->session.b, 16);
+		s->told = m && m->up && is_last_session(st, 4, &m->session);
 	}
 	sqlite3_reset(st);
 }
