@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/clock.h"
 #include "guest.h"
 
 struct host *guest_host(struct guest *g)
@@ -82,6 +83,7 @@ int guest_hand_over(struct guest *g, const char *name, uint64_t warm_ms,
 {
 	Vmdedup__VolumeHandover body = VMDEDUP__VOLUME_HANDOVER__INIT;
 	Vmdedup__Request req = VMDEDUP__REQUEST__INIT;
+	uint64_t end = clock_mono_ns() + 120 * 1000000000ULL;
 	struct net_reply reply = { 0 };
 	int r;
 
@@ -91,7 +93,10 @@ int guest_hand_over(struct guest *g, const char *name, uint64_t warm_ms,
 	body.wait_ms = warm_ms;
 	req.body_case = VMDEDUP__REQUEST__BODY_VOLUME_HANDOVER;
 	req.volume_handover = &body;
-	r = host_ask(guest_host(g), &req, &reply, err);
+	/* Nothing was done if the target stood still for longer than it is waited for. */
+	while ((r = host_ask(guest_host(g), &req, &reply, err)) == -EHOSTUNREACH &&
+	       clock_mono_ns() < end)
+		net_reply_free(&reply);
 	if (!r && said)
 		*said = *reply.header->volume_handover;
 	if (!r && warm_ms && *reply.header->volume_handover->cold)

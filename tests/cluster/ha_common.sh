@@ -128,15 +128,28 @@ ha_sql() {
 		-p "${pg_ports[$1]}" -U postgres -v ON_ERROR_STOP=1 "${@:2}"
 }
 
+# What is there already stays: a primary that had to give up in between is followed by another one.
+make_database() {
+	local primary
+	primary=$(ha_primary) && [ "$primary" ] || return 1
+	[ "$(ha_sql "$primary" -d postgres -c "SELECT 1 FROM pg_roles WHERE rolname = 'vmdedup'")" ] ||
+		ha_sql "$primary" -d postgres -c "CREATE ROLE vmdedup LOGIN PASSWORD 'v'" || return 1
+	[ "$(ha_sql "$primary" -d postgres -c "SELECT 1 FROM pg_database WHERE datname = 'vmdedup'")" ] ||
+		ha_sql "$primary" -d postgres -c "CREATE DATABASE vmdedup OWNER vmdedup"
+}
+
 ha_database() {
-	local primary hosts i
-	primary=$(ha_primary)
-	ha_sql "$primary" -d postgres -c "CREATE ROLE vmdedup LOGIN PASSWORD 'v'" \
-		-c "CREATE DATABASE vmdedup OWNER vmdedup"
+	local hosts i
+	wait_until 60 make_database
 	hosts=$(for i in "${!pg_ports[@]}"; do
 		printf ',%s:%s' "${node_address[i]-127.0.0.1}" "${pg_ports[i]}"
 	done)
 	ha_uri="postgresql://vmdedup:v@${hosts#,}/vmdedup"
+}
+
+# ha_init OPTION...: the cluster's store; 4: it is there.
+ha_init() {
+	VMDEDUP_CONF=/dev/null vmdedup cluster init --store "$ha_uri" "$@" >/dev/null || [ $? = 4 ]
 }
 
 # kill_postgres NODE: the postmaster, at once; its children follow.

@@ -12,7 +12,7 @@ start_fleet 2
 backup=$TEST_TMP/backup
 
 stored() {
-	json '[.servers[].blocks] | add' vmdedup cluster info
+	told '[.servers[].blocks] | add'
 }
 
 # The store of the meta server's host, not the client's.

@@ -17,7 +17,7 @@ on_meta() {
 }
 
 has_dropped_all() {
-	[ "$(json '.servers[] | select(.id == 1) | .blocks' vmdedup cluster info)" = 0 ]
+	[ "$(told '.servers[] | select(.id == 1) | .blocks')" = 0 ]
 }
 
 moved_away() {

@@ -17,7 +17,7 @@ on_meta() {
 }
 
 blocks_of() { # CONDITION on the server: on all of them
-	json "[.servers[] | select($1) | .blocks] | add" vmdedup cluster info
+	told "[.servers[] | select($1) | .blocks // error(\"server \(.id) is silent\")] | add"
 }
 
 have_dropped_all() {

@@ -110,6 +110,16 @@ servers_are_up() {
 		jq '[.servers[] | select(.state == "up")] | length')" = "$1" ]
 }
 
+# told FILTER: of `cluster info`, once no server that is up is silent.
+told() {
+	local info
+	for _ in {1..20}; do
+		info=$(vmdedup cluster info --json) || return
+		jq -e 'all(.servers[]; .state != "no answer")' <<<"$info" >/dev/null && break
+	done
+	jq -r "$1" <<<"$info"
+}
+
 # all_current: each shard has two replicas, and both have all blocks. (A server that has joined gets its
 # shards' blocks in the background; what is stored while maps change may have one copy for a moment.)
 all_current() {

@@ -23,7 +23,7 @@ echo "# --seed $seed --kills $kills"
 start_metas() {
 	local i
 	new_store
-	VMDEDUP_CONF=/dev/null vmdedup cluster init --store "$ha_uri"
+	wait_until 60 ha_init
 	for i in 1 2; do
 		meta_ports[i]=$(free_port)
 		printf '[store]\nstore = %s\nrun = %s\n' "$store/$i" "$store/run$i" >"$store/meta$i.conf"
@@ -92,7 +92,8 @@ kill_primary() {
 kill_meta() {
 	local i=$((RANDOM % 2 + 1))
 	note meta server $i
-	kill_hard "${meta_pids[i]}"
+	# It has ended already if it was started while there was no database.
+	! kill -0 "${meta_pids[i]}" 2>/dev/null || kill_hard "${meta_pids[i]}"
 	served_again
 	start_one_meta $i
 }

@@ -11,7 +11,7 @@ head -c 16M "$images/a.raw" >"$images/part.raw"
 start_fleet 2
 
 stored() {
-	json '[.servers[].blocks] | add' vmdedup cluster info
+	told '[.servers[].blocks] | add'
 }
 
 collects() {
@@ -71,9 +71,12 @@ import_while_gc() {
 # What an import that died has left is found by a full collection; in the end nothing is left.
 nothing_is_left() {
 	head -c 256M /dev/urandom >"$images/noise.raw"
+	kill -STOP "${data_pids[2]}" # so that it does not end before it is killed
 	start vmdedup image import "$images/noise.raw" dead
 	wait_until 30 has_open_push
 	kill_hard "$pid"
+	kill -CONT "${data_pids[2]}"
+	wait_until 30 servers_are_up 2
 	vmdedup image rm part
 	vmdedup cluster gc --full
 	end_daemons "$meta_pid"

@@ -50,7 +50,7 @@ slow_is_up() {
 		kill -CONT "${data_pids[2]}"
 		[ $((SECONDS - start)) -lt 5 ] || continue
 		sleep 4
-		[ "$(said 'host host2\) is down')" = "$before" ]
+		[ "$(said 'host host2\) is down')" = "$before" ] || continue
 		good=$((good + 1))
 		[ $good -lt 2 ] || return 0
 	done
@@ -59,15 +59,19 @@ slow_is_up() {
 
 # One that is silent for longer is down, and comes back by its heartbeats alone.
 silent_is_down() {
-	local up
-	up=$(said 'host host2\) is up')
+	local up down
+	up=$(said 'host host2\) is up') down=$(said 'host host2\) is down: it does not answer')
 	kill -STOP "${data_pids[2]}"
-	found 30 'host host2\) is down: it does not answer' # after six seconds of silence
+	wait_until 30 said_more "$down" 'host host2\) is down: it does not answer' # after six seconds of silence
 	# What it answered before that does not raise it: some rounds of the governor later it is still down.
 	sleep 2
 	[ "$(said 'host host2\) is up')" = "$up" ]
 	kill -CONT "${data_pids[2]}"
 	wait_until 20 in_state 2 up
+}
+
+said_more() { # THAN PATTERN
+	[ "$(said "$2")" -gt "$1" ]
 }
 
 in_log() {
@@ -77,6 +81,7 @@ in_log() {
 # All are silent: it is the governor that is cut off.
 cut_off_marks_nobody() {
 	local before
+	wait_until 20 servers_are_up 5
 	before=$(said 'is down')
 	kill -STOP "${data_pids[@]}"
 	sleep 9

@@ -34,7 +34,7 @@ came_ahead() {
 	now=$(of prefetched)
 	[ "$now" = "$before" ] && still=$((still + 1)) || still=0
 	before=$now
-	[ "$now" -ge 100 ] && [ $still -ge 10 ]
+	[ "$now" -ge 100 ] && [ $still -ge 50 ]
 }
 
 # Until the trace is there: each OPEN asks for it.

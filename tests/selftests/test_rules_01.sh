@@ -212,8 +212,8 @@ cut_in_open() {
 	local opener=$pid
 	cleanup_fn detach vol0
 	wait_until 10 waiting 1
-	[ "$(timeout 15 channel_agent ctl "$socket" cut img)" = 1 ]
-	timeout 15 channel_agent ctl "$socket" push img
+	[ "$(timeout 100 channel_agent ctl "$socket" cut img)" = 1 ]
+	timeout 100 channel_agent ctl "$socket" push img
 	agent answer
 	wait "$opener"
 	same

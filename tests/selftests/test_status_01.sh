@@ -210,7 +210,7 @@ shared_commits() {
 	attach vol1 img $size
 	dmsetup message cache1 0 reset_stats
 	for ((i = 0; i < 16; i++)); do
-		start dd if=/dev/zero of=/dev/mapper/vol1 bs=4k seek=$((i * 40)) count=20 \
+		start dd if=/dev/zero of=/dev/mapper/vol1 bs=4k seek=$((i * 80)) count=80 \
 			oflag=direct,dsync conv=notrunc status=none
 		writers+=("$pid")
 	done
@@ -219,7 +219,7 @@ shared_commits() {
 	done
 	commits=$(volume_status vol1 flush_commits) appends=$(cache_status cache1 appends)
 	echo "# $commits writes waited for the journal, which had $appends rounds"
-	[ "$commits" -ge 160 ]
+	[ "$commits" -ge 640 ]
 	# (They do not start at once on a machine that is busy.)
 	[ $((appends * 2)) -le "$commits" ]
 	dmsetup remove --retry vol1

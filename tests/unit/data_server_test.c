@@ -364,7 +364,7 @@ static void moved_shard_gets_the_new_map(void **state)
 	assert_int_equal(touch(f->data.client, 0, 2, NULL), 0);
 	f->meta.owner = 2;
 	f->meta.version = 4;
-	for (int i = 0; i < 500 && !r; i++) {
+	for (int i = 0; i < 6000 && !r; i++) {
 		r = touch(f->data.client, 0, 4, NULL);
 		poll(NULL, 0, 10);
 	}
@@ -385,7 +385,7 @@ static void newer_map_is_fetched(void **state)
 	assert_int_equal(put_range(f->data.client, 0, 1), 0);
 	f->meta.epoch = 9;
 	f->meta.version = 4;
-	for (int i = 0; i < 500 && epoch != 9; i++) {
+	for (int i = 0; i < 6000 && epoch != 9; i++) {
 		assert_int_equal(touch(f->data.client, 0, 4, &epoch), 0);
 		poll(NULL, 0, 10);
 	}

@@ -128,7 +128,7 @@ static bool has_filter(struct peers *p, const struct peer_address *a)
 
 static void run_until_heard(struct peers *p, const struct peer_address *a)
 {
-	uint64_t until = clock_mono_ns() + 20 * NSEC_PER_SEC;
+	uint64_t until = clock_mono_ns() + 120 * NSEC_PER_SEC;
 
 	while (!has_filter(p, a)) {
 		struct pollfd pfds[8];

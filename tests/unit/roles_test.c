@@ -490,7 +490,7 @@ static void raw_hello(void *socket)
 static void test_name_of_another(void **state)
 {
 	struct cluster *c = cluster_start();
-	uint64_t until = clock_mono_ns() + NETW_WAIT_MS * 1000000ULL;
+	uint64_t until = clock_mono_ns() + 6 * NETW_WAIT_MS * 1000000ULL;
 	void *zmq = zmq_ctx_new(), *socket;
 	int error;
 

@@ -86,15 +86,21 @@ static struct store_of sum_of(const struct stores *s)
 	return sum;
 }
 
+/* What only the server itself knows: null when it has not answered. */
+static json_t *own(const struct store_of *s, uint64_t n)
+{
+	return s->r ? json_null() : json_integer((json_int_t)n);
+}
+
 static json_t *server_json(const struct store_of *s)
 {
-	return json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "id", (int)s->id,
+	return json_pack("{s:i, s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:o, s:o}", "id", (int)s->id,
 			 "endpoint", s->endpoint ? s->endpoint : "", "state", state_name(s),
-			 "blocks", (json_int_t)s->blocks, "raw_bytes", (json_int_t)s->raw_bytes,
-			 "stored_bytes", (json_int_t)s->stored_bytes,
-			 "lump_bytes", (json_int_t)s->lump_bytes,
+			 "blocks", own(s, s->blocks), "raw_bytes", own(s, s->raw_bytes),
+			 "stored_bytes", own(s, s->stored_bytes),
+			 "lump_bytes", own(s, s->lump_bytes),
 			 "capacity", (json_int_t)s->capacity, "free", (json_int_t)s->free,
-			 "gets", (json_int_t)s->gets, "get_bytes", (json_int_t)s->get_bytes);
+			 "gets", own(s, s->gets), "get_bytes", own(s, s->get_bytes));
 }
 
 json_t *stores_json(const struct stores *s)
@@ -147,10 +153,17 @@ void stores_print(const struct stores *s)
 		table_cell(t, "%u", o->id);
 		table_cell(t, "%s", o->endpoint ? o->endpoint : "");
 		table_cell(t, "%s", state_name(o));
-		table_cell(t, "%llu", (unsigned long long)o->blocks);
-		table_cell(t, "%s", size_to_text(o->raw_bytes, a));
-		table_cell(t, "%s", size_to_text(o->stored_bytes, a));
-		table_cell(t, "%s", size_to_text(o->lump_bytes, a));
+		if (o->r) {
+			table_cell(t, "-");
+			table_cell(t, "-");
+			table_cell(t, "-");
+			table_cell(t, "-");
+		} else {
+			table_cell(t, "%llu", (unsigned long long)o->blocks);
+			table_cell(t, "%s", size_to_text(o->raw_bytes, a));
+			table_cell(t, "%s", size_to_text(o->stored_bytes, a));
+			table_cell(t, "%s", size_to_text(o->lump_bytes, a));
+		}
 		table_cell(t, "%s", size_to_text(o->free, a));
 	}
 	table_print(t);
