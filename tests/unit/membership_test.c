@@ -293,7 +293,7 @@ static const struct {
 	{ 6, 6, false },
 	{ 6, 5, false }, /* on its way for longer: nothing new */
 	{ 7, 5, true },  /* 6 has said that the disk names it: this one is a copy */
-	{ 8, 5, false }, /* the same copy, 7 was not named */
+	{ 8, 5, true },	 /* so is this, whose process before stored nothing: 6 may have gone on */
 	{ 8, 8, false },
 	{ 9, 6, true },
 	{ 10, 9, false },

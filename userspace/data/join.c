@@ -235,9 +235,9 @@ static void joined(void *arg, int r, struct net_reply *reply)
 	net_server_set_cluster(s->server, cluster.b);
 	s->failures = 0;
 	/*
-	 * Nothing is stored by that map until the meta server knows that the disk says so: should this
-	 * process end before, the next one comes with the disk that the one before left, and not with
-	 * a copy put back.
+	 * Who has published no map yet stores nothing until the meta server knows that the disk says so:
+	 * should this process end before, the next one comes with the disk that the one before left,
+	 * and not with a copy put back.
 	 */
 	if (!uuid_equal(&s->said, &s->session)) {
 		s->next_join_ms = 0;

@@ -249,12 +249,16 @@ static void append_session(struct known *k, const uint8_t *session)
 	k->sessions_len += 16;
 }
 
-/* Who joins comes first; then, until its disk names it, whom the disk names, which may be nobody. */
+/*
+ * Who joins comes first; then, until its disk names it, whom the disk names, which may be nobody. Not
+ * if the disk is another one: the process whose disk it is may still store, and a second start of the
+ * copy must look like one, too.
+ */
 static void add_session(struct known *k, const Vmdedup__ServerJoin *req)
 {
 	const struct known old = *k;
 	const uint8_t *session = req->session.data, *last = req->last_session.data;
-	bool settled = req->last_session.len != 16 || !memcmp(session, last, 16);
+	bool settled = k->anew || req->last_session.len != 16 || !memcmp(session, last, 16);
 	size_t at;
 
 	if (is_last_session(k, req) && k->settled) /* this may have been on its way for longer */
