@@ -631,7 +631,7 @@ bool volume_start_write(struct volume *vol, struct bio *bio, u64 block, u32 offs
 void volume_work(struct work_struct *work);
 void space_waiters_run(struct cache *c, bool force);
 void misses_restart(struct volume *vol, bool all);
-void volume_return_parked(struct volume *vol, blk_status_t status);
+void volume_fail_parked(struct volume *vol);
 void volume_send_back(struct volume *vol);
 void misses_tick(struct cache *c);
 void space_waiters_expire(struct cache *c);

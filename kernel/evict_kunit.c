@@ -163,6 +163,8 @@ static void evict_reader_test(struct kunit *test)
 	cache_store_ops.committed(c, 2, 0);
 	INIT_WORK_ONSTACK(&w.work, reclaim_work);
 	schedule_work(&w.work);
+	while (work_pending(&w.work))
+		msleep(20);
 	msleep(20);
 	KUNIT_EXPECT_FALSE(test, READ_ONCE(w.done));
 	KUNIT_EXPECT_EQ(test, READ_ONCE(c->nr_pool), c->low - 1);

@@ -16,6 +16,7 @@ static void fake_cache_exit(void *p)
 		dedup_store_close(c->store);
 	c->store = NULL;
 	flush_work(&c->space_work);
+	flush_work(&c->health_work);
 	slots_reclaim(c);
 	if (c->channel)
 		channel_destroy(c->channel);

@@ -656,20 +656,25 @@ static void bios_take_of(struct bio_list *from, struct volume *vol, struct bio_l
 	*from = rest;
 }
 
-/* Ends every parked bio of the volume: to be requeued, or with an error. */
-void volume_return_parked(struct volume *vol, blk_status_t status)
+static void parked_take(struct volume *vol, enum miss_how how, struct bio_list *bios)
 {
-	struct bio_list bios = BIO_EMPTY_LIST;
 	struct cache *c = vol->cache;
 
 	spin_lock(&c->lock);
-	misses_take(vol, true,
-		    status == BLK_STS_DM_REQUEUE ? MISS_RESTARTED : MISS_FAILED, &bios);
-	bios_take_of(&c->full_bios, vol, &bios);
-	bios_take_of(&c->space_bios, vol, &bios);
+	misses_take(vol, true, how, bios);
+	bios_take_of(&c->full_bios, vol, bios);
+	bios_take_of(&c->space_bios, vol, bios);
 	spin_unlock(&c->lock);
-	bios_end(&bios, status);
-	misses_ended(c);
+}
+
+/* Ends every parked bio of the volume with an error. */
+void volume_fail_parked(struct volume *vol)
+{
+	struct bio_list bios = BIO_EMPTY_LIST;
+
+	parked_take(vol, MISS_FAILED, &bios);
+	bios_end(&bios, BLK_STS_IOERR);
+	misses_ended(vol->cache);
 }
 
 /*
@@ -680,9 +685,17 @@ void volume_return_parked(struct volume *vol, blk_status_t status)
  */
 void volume_send_back(struct volume *vol)
 {
-	/* First: what is sent back comes in again at once, until device-mapper stops it. */
+	struct bio_list bios = BIO_EMPTY_LIST;
+
+	/*
+	 * In this order. From here on nobody finds a parked bio to take; who has taken some before has
+	 * handed them to the worker then; and what is sent back comes in again at once, until
+	 * device-mapper stops it.
+	 */
+	parked_take(vol, MISS_RESTARTED, &bios);
 	synchronize_rcu();
-	volume_return_parked(vol, BLK_STS_DM_REQUEUE);
+	bios_end(&bios, BLK_STS_DM_REQUEUE);
+	misses_ended(vol->cache);
 	/* The worker may have handed bios to itself. */
 	while (flush_work(&vol->work))
 		;

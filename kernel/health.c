@@ -125,7 +125,7 @@ void cache_fail_parked(struct cache *c)
 
 	mutex_lock(&c->mutex);
 	list_for_each_entry(vol, &c->volumes, list)
-		volume_return_parked(vol, BLK_STS_IOERR);
+		volume_fail_parked(vol);
 	mutex_unlock(&c->mutex);
 }
 

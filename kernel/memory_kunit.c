@@ -307,6 +307,8 @@ static void memory_reader_test(struct kunit *test)
 	epoch = inflight_enter(&r.c->inflight);
 	INIT_WORK_ONSTACK(&r.work, reclaimer_work);
 	schedule_work(&r.work);
+	while (work_pending(&r.work))
+		msleep(20);
 	msleep(20);
 	KUNIT_EXPECT_FALSE(test, READ_ONCE(r.done));
 	KUNIT_EXPECT_EQ(test, taken(r.c), before);

@@ -209,13 +209,17 @@ static void inflight_test(struct kunit *test)
 {
 	struct cache *c = fake_cache(test, 18);
 	struct drainer d = { .f = &c->inflight };
-	unsigned int i, old, later;
+	unsigned int i, tries, before, old, later;
 
 	INIT_WORK_ONSTACK(&d.work, drainer_work);
 	for (i = 0; i < 5; i++) {
+		before = READ_ONCE(c->inflight.epoch);
 		old = inflight_enter(&c->inflight);
 		d.done = false;
 		schedule_work(&d.work);
+		/* Before that, the later one would be of the same epoch, and be waited for. */
+		for (tries = 0; READ_ONCE(c->inflight.epoch) == before && tries < 2500; tries++)
+			msleep(20);
 		msleep(20);
 		KUNIT_EXPECT_FALSE(test, READ_ONCE(d.done));
 		later = inflight_enter(&c->inflight);

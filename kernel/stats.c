@@ -349,7 +349,7 @@ int volume_command(struct volume *vol, unsigned int argc, char **argv, char *res
 		   unsigned int maxlen)
 {
 	if (argc == 1 && !strcasecmp(argv[0], "fail_parked")) {
-		volume_return_parked(vol, BLK_STS_IOERR);
+		volume_fail_parked(vol);
 		return 0;
 	}
 	if (argc == 1 && !strcasecmp(argv[0], "histogram"))
