@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# timeout: 480
+# timeout: 600
 # A fleet in use while everything in it fails: PostgreSQL with a synchronous standby under Patroni, two
 # meta servers, five data servers, three hosts that write volumes and push them, and users who import,
 # clone, export, remove and collect. Processes are killed and stopped, hosts are cut off (network
